@@ -1,0 +1,62 @@
+#include "backbones/block.h"
+
+#include <ATen/ATen.h>
+
+#include "mixers/linear.h"
+
+namespace lineal {
+
+RmsNorm::RmsNorm(int64_t D, double eps) : eps_(eps) { weight = register_parameter("weight", at::ones({D})); }
+
+Tensor RmsNorm::forward(const Tensor& x) const { return at::rms_norm(x, {x.size(-1)}, weight, eps_); }
+
+SwiGlu::SwiGlu(int64_t D, int64_t width) {
+  gate_proj_ = register_module("gate_proj", linear(D, width));
+  up_proj_ = register_module("up_proj", linear(D, width));
+  down_proj_ = register_module("down_proj", linear(width, D));
+}
+
+Tensor SwiGlu::forward(const Tensor& x) { return down_proj_(at::silu(gate_proj_(x)) * up_proj_(x)); }
+
+void SwiGlu::reset_parameters(double deviation) {
+  for (auto* map : {&gate_proj_, &up_proj_, &down_proj_}) reset_linear(*map, deviation);
+}
+
+Block::Block(const BlockConfig& config, const Layer& layer) {
+  const int64_t D = config.hidden_size;
+  const double eps = config.rms_norm_eps;
+  if (config.pre_conv) {
+    auto conv = register_module("conv", std::make_shared<torch::nn::Module>("conv"));
+    conv_norm_ = conv->register_module("norm", std::make_shared<RmsNorm>(D, eps));
+    conv_ = conv->register_module("conv", std::make_shared<ShortConv>(D, config.conv_kernel));
+  }
+  seq_norm_ = register_module("seq_norm", std::make_shared<RmsNorm>(D, eps));
+  mixer_ = register_module("seq_modeling_block", make_mixer(layer.mixer, layer.options, D));
+  if (config.intermediate_size > 0) {
+    ffn_norm_ = register_module("ffn_norm", std::make_shared<RmsNorm>(D, eps));
+    mlp_ = register_module("mlp", std::make_shared<SwiGlu>(D, config.intermediate_size));
+  }
+}
+
+State Block::initial_state(int64_t B) const {
+  State state;
+  if (conv_) state["conv"] = conv_->initial_state(B, seq_norm_->weight.options());
+  state.child("mixer") = mixer_->initial_state(B);
+  return state;
+}
+
+Tensor Block::forward(const Tensor& x, State& state, const Segments& segments) {
+  Tensor y = x;
+  if (conv_) y = y + conv_->forward(conv_norm_->forward(y), state["conv"], segments);
+  y = y + mixer_->forward(seq_norm_->forward(y), state.child("mixer"), segments);
+  if (mlp_) y = y + mlp_->forward(ffn_norm_->forward(y));
+  return y;
+}
+
+void Block::reset_parameters(double deviation) {
+  if (conv_) conv_->reset_parameters();
+  mixer_->reset_parameters(deviation);
+  if (mlp_) mlp_->reset_parameters(deviation);
+}
+
+}  // namespace lineal

@@ -1,0 +1,148 @@
+#include "backbones/language_model.h"
+
+#include <ATen/ATen.h>
+#include <unistd.h>
+
+#include "backbones/recompute.h"
+#include "core/error.h"
+
+namespace lineal {
+namespace {
+
+constexpr double kGiB = 1024.0 * 1024 * 1024;
+
+/// One block through recompute: the state's parts travel as inputs and outputs.
+Tensor recompute_block(Block& block, const Tensor& x, State& state, const Segments& segments) {
+  const auto parts = state.named();
+  std::vector<Tensor> inputs = {x};
+  for (const auto& [name, part] : parts) inputs.push_back(part);
+  const auto run = [&block, parts, segments](const std::vector<Tensor>& in) {
+    auto named = parts;
+    for (size_t i = 0; i < named.size(); ++i) named[i].second = in[i + 1];
+    State inner = State::from_named(named);
+    std::vector<Tensor> out = {block.forward(in[0], inner, segments)};
+    for (const auto& [name, part] : inner.named()) out.push_back(part);
+    return out;
+  };
+  auto out = recompute(run, inputs, block.parameters());
+  auto named = parts;
+  for (size_t i = 0; i < named.size(); ++i) named[i].second = out[i + 1];
+  state = State::from_named(named);
+  return out[0];
+}
+
+}  // namespace
+
+std::vector<Field> LanguageModelConfig::fields() {
+  return {
+      {"vocab_size", &vocab_size, between(1, 1 << 24), "token ids run below this"},
+      {"hidden_size", &hidden_size, size_range(), "width D"},
+      {"intermediate_size", &intermediate_size, between(0, 1 << 22), "width of the feed-forward part; 0 for none"},
+      {"rms_norm_eps", &rms_norm_eps, between(0, 1), "added to the mean square inside the norms"},
+      {"tie_word_embeddings", &tie_word_embeddings, {}, "the head is the embedding transposed"},
+      {"initializer_range", &initializer_range, between(0, 10), "deviation of the initial weights"},
+      {"pre_conv", &pre_conv, {}, "a short convolution before each mixer"},
+      {"conv_kernel", &conv_kernel, between(1, 64), "width of that convolution"},
+      {"tokenizer", &tokenizer, {}, "how text becomes tokens"},
+  };
+}
+
+void LanguageModelConfig::validate(const std::string& who) {
+  if (layers.empty()) fail(who, ": no layers, expected a plan such as 'ttt_linear*4'");
+  const auto D = static_cast<double>(hidden_size);
+  const double per_layer = 4 * D * D + 3 * D * static_cast<double>(intermediate_size);
+  const double bytes = 4 * (static_cast<double>(vocab_size) * D + per_layer * static_cast<double>(layers.size()));
+  const double memory = static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGESIZE));
+  if (bytes > memory) {
+    fail(who, ": hidden_size ", hidden_size, ", ", layers.size(), " layers: the parameters alone take about ",
+         static_cast<int64_t>(bytes / kGiB), " GiB, this machine has ", static_cast<int64_t>(memory / kGiB));
+  }
+}
+
+Json LanguageModelConfig::to_json() const {
+  Json json = {{"model_type", "lineal"}};
+  json.update(write());
+  json["layers"] = write_layers(layers);
+  return json;
+}
+
+LanguageModelConfig LanguageModelConfig::from_json(const Json& json, const std::string& who) {
+  LanguageModelConfig config;
+  if (!json.is_object()) fail(who, ": expected an object, got ", json.type_name());
+  if (!json.contains("layers")) fail(who, ": no field 'layers'");
+  config.layers = read_layers(json["layers"]);
+  Json fields = json;
+  fields.erase("layers");
+  fields.erase("model_type");
+  config.read(fields, who);
+  return config;
+}
+
+LanguageModel::LanguageModel(const LanguageModelConfig& config) : config_(config) {
+  config_.validate("language_model");
+  auto model = register_module("model", std::make_shared<torch::nn::Module>("model"));
+  auto embed = model->register_module("embed_tokens", std::make_shared<torch::nn::Module>("embed_tokens"));
+  embed_tokens_ = embed->register_parameter("weight", at::empty({config.vocab_size, config.hidden_size}));
+  auto layers = model->register_module("layers", std::make_shared<torch::nn::Module>("layers"));
+  const BlockConfig block{config.hidden_size, config.intermediate_size, config.rms_norm_eps, config.pre_conv,
+                          config.conv_kernel};
+  for (const auto& layer : config.layers) {
+    blocks_.push_back(layers->register_module(std::to_string(blocks_.size()), std::make_shared<Block>(block, layer)));
+  }
+  norm_ = model->register_module("norm", std::make_shared<RmsNorm>(config.hidden_size, config.rms_norm_eps));
+  if (!config.tie_word_embeddings) {
+    auto head = register_module("lm_head", std::make_shared<torch::nn::Module>("lm_head"));
+    lm_head_ = head->register_parameter("weight", at::empty({config.vocab_size, config.hidden_size}));
+  }
+  at::NoGradGuard no_grad;
+  embed_tokens_.normal_(0, config.initializer_range);
+  for (auto& b : blocks_) b->reset_parameters(config.initializer_range);
+  if (lm_head_.defined()) lm_head_.normal_(0, config.initializer_range);
+}
+
+State LanguageModel::initial_state(int64_t B) const {
+  State state;
+  State& layers = state.child("layers");
+  for (size_t i = 0; i < blocks_.size(); ++i) layers.child(std::to_string(i)) = blocks_[i]->initial_state(B);
+  return state;
+}
+
+Tensor LanguageModel::embed(const Tensor& tokens) const {
+  Dims("language_model").check(tokens, "BT", "tokens");
+  if (tokens.size(1) < 1) fail("language_model: no tokens, expected at least one");
+  const Tensor bad = (tokens < 0).logical_or(tokens >= config_.vocab_size);
+  if (bad.any().item<bool>()) {
+    const Tensor where = bad.nonzero()[0];
+    fail("language_model: token id ", tokens.index({where[0], where[1]}).item<int64_t>(), " at [",
+         where[0].item<int64_t>(), ", ", where[1].item<int64_t>(), "] is out of range, expected 0 to ",
+         config_.vocab_size - 1);
+  }
+  return at::embedding(embed_tokens_, tokens);
+}
+
+Tensor LanguageModel::hidden(const Tensor& tokens, State& state, const Segments& segments) {
+  Tensor x = embed(tokens);
+  State& layers = state.child("layers");
+  const bool again = recompute && at::GradMode::is_enabled();
+  for (size_t i = 0; i < blocks_.size(); ++i) {
+    State& layer = layers.child(std::to_string(i));
+    x = again ? recompute_block(*blocks_[i], x, layer, segments) : blocks_[i]->forward(x, layer, segments);
+  }
+  return norm_->forward(x);
+}
+
+Tensor LanguageModel::head(const Tensor& hidden) {
+  return at::linear(hidden, lm_head_.defined() ? lm_head_ : embed_tokens_);
+}
+
+Tensor LanguageModel::forward(const Tensor& tokens, State& state, const Segments& segments) {
+  return head(hidden(tokens, state, segments));
+}
+
+int64_t LanguageModel::parameter_count() const {
+  int64_t count = 0;
+  for (const auto& parameter : parameters()) count += parameter.numel();
+  return count;
+}
+
+}  // namespace lineal

@@ -1,0 +1,63 @@
+// The language model: token embedding, blocks, norm, head.
+#pragma once
+
+#include <torch/nn/module.h>
+
+#include <vector>
+
+#include "backbones/block.h"
+
+namespace lineal {
+
+/// Fields carry the Hugging Face names. config.json holds them with "model_type": "lineal" and "layers".
+struct LanguageModelConfig : Config {
+  int64_t vocab_size = 256;
+  int64_t hidden_size = 256;
+  int64_t intermediate_size = 704;
+  double rms_norm_eps = 1e-6;
+  bool tie_word_embeddings = true;
+  double initializer_range = 0.02;
+  bool pre_conv = false;
+  int64_t conv_kernel = 4;
+  std::string tokenizer = "bytes";
+  std::vector<Layer> layers;  // from a plan or a list, see layer_plan.h
+
+  std::vector<Field> fields() override;
+  /// Sizes that cannot be: no layers, or more parameters than the machine has memory.
+  void validate(const std::string& who) override;
+
+  Json to_json() const;
+  static LanguageModelConfig from_json(const Json& json, const std::string& who);
+};
+
+class LanguageModel : public torch::nn::Module {
+ public:
+  /// Parameters are initialised from the global random generator.
+  explicit LanguageModel(const LanguageModelConfig& config);
+  const LanguageModelConfig& config() const { return config_; }
+
+  /// Children layers.0 .. layers.L-1.
+  State initial_state(int64_t B) const;
+  /// tokens int64 [B, T], T >= 1 -> the last norm's output [B, T, D]; an id outside the vocabulary is an Error.
+  Tensor hidden(const Tensor& tokens, State& state, const Segments& segments = {});
+  /// hidden [B, T, D] -> logits [B, T, N].
+  Tensor head(const Tensor& hidden);
+  /// logits [B, T, N].
+  Tensor forward(const Tensor& tokens, State& state, const Segments& segments = {});
+
+  /// tokens int64 [B, T] -> [B, T, D], checked.
+  Tensor embed(const Tensor& tokens) const;
+  const std::vector<std::shared_ptr<Block>>& blocks() const { return blocks_; }
+  int64_t parameter_count() const;
+
+  /// Gradient checkpointing: blocks keep only their inputs and run again in the backward pass.
+  bool recompute = false;
+
+ private:
+  LanguageModelConfig config_;
+  Tensor embed_tokens_, lm_head_;
+  std::vector<std::shared_ptr<Block>> blocks_;
+  std::shared_ptr<RmsNorm> norm_;
+};
+
+}  // namespace lineal

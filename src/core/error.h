@@ -1,0 +1,38 @@
+// A mistake of the user's: one line that says who, what, expected, got, and what would work.
+#pragma once
+
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace lineal {
+
+/// The one exception type for mistakes a user can mend; the program prints what() and exits with code 2.
+class Error : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+/// Its arguments written one after another, as operator<< prints them.
+template <class... Parts>
+std::string text(const Parts&... parts) {
+  std::ostringstream out;
+  (out << ... << parts);
+  return out.str();
+}
+
+template <class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  throw Error(text(parts...));
+}
+
+/// The candidate with the smallest edit distance to `name`, or "" when none is near (over a third of its length away).
+std::string nearest(std::string_view name, const std::vector<std::string>& candidates);
+
+/// Throws "who: unknown what 'name'; did you mean 'nearest'? (known: a, b, c)".
+[[noreturn]] void fail_unknown(std::string_view who, std::string_view what, std::string_view name,
+                               const std::vector<std::string>& candidates);
+
+}  // namespace lineal

@@ -1,0 +1,34 @@
+// The safetensors format: 8 bytes of header length, a JSON header, tensor bytes.       docs/formats.md
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <filesystem>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace lineal {
+
+using at::Tensor;
+
+struct SafeTensors {
+  std::vector<std::pair<std::string, Tensor>> tensors;  // in the file's order of offsets
+  std::map<std::string, std::string> metadata;
+
+  const Tensor* find(const std::string& name) const;
+  /// The tensor of that name; throws Error naming `who` and the nearest name.
+  const Tensor& at(const std::string& name, const std::string& who) const;
+};
+
+/// Tensors share a private memory map of the file, so nothing is read before it is used; writing to them does not reach
+/// the file. Every length, offset, shape product and overlap is checked: a bad file is an Error that names the file,
+/// the tensor, what was expected and what was found, and nothing is allocated beyond what the file's size justifies.
+SafeTensors load_safetensors(const std::filesystem::path& path);
+
+/// Atomic. Tensors of any strides and device; F64 F32 F16 BF16 I64 I32 I16 I8 U8 BOOL.
+void save_safetensors(const std::filesystem::path& path, const std::vector<std::pair<std::string, Tensor>>& tensors,
+                      const std::map<std::string, std::string>& metadata = {});
+
+}  // namespace lineal

@@ -1,0 +1,85 @@
+// The interface every sequence layer obeys: an initial state, and a forward that carries it.
+#pragma once
+
+#include <torch/nn/module.h>
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/config.h"
+#include "core/dims.h"
+#include "core/segments.h"
+#include "core/state.h"
+
+namespace lineal {
+
+/// A sequence layer of width D. The laws in docs/laws.md hold for every one.
+class Mixer : public torch::nn::Module {
+ public:
+  /// The state before the first token, for B sequences; learned initial states are part of the graph.
+  virtual State initial_state(int64_t B) const = 0;
+
+  /// x [B, T, D], T >= 1 -> y [B, T, D]; `state` becomes the one after the last token. Training is T = a segment,
+  /// prefill T = the prompt, decoding T = 1. `segments` says where documents start: the state restarts there.
+  virtual Tensor forward(const Tensor& x, State& state, const Segments& segments = {}) = 0;
+
+  /// Fills the parameters with their initial values; weights of linear maps are N(0, deviation^2).
+  virtual void reset_parameters(double deviation) = 0;
+
+  /// While true, forward leaves scalars worth logging in `measured` (TTT: the inner loss before and after its steps).
+  bool measure = false;
+  std::vector<std::pair<std::string, Tensor>> measured;
+
+ protected:
+  /// float32, or float64 in a float64 model, on the parameters' device: what state parts are made of.
+  at::TensorOptions state_options() const;
+  /// Throws unless x is [B, T, D] with T >= 1 and the state has B rows; `who` is the mixer.
+  Dims check_input(const char* who, const Tensor& x, const State& state, int64_t D) const;
+};
+
+/// Recurrences run in the state's type even under bfloat16 autocast: switches autocast off for a scope.
+class FullPrecision {
+ public:
+  explicit FullPrecision(const Tensor& x);
+  ~FullPrecision();
+  FullPrecision(const FullPrecision&) = delete;
+  FullPrecision& operator=(const FullPrecision&) = delete;
+
+ private:
+  at::DeviceType device_;
+  bool was_enabled_;
+};
+
+/// A line of the table: how a mixer is called, configured and made.
+struct MixerSpec {
+  static constexpr const char* kKind = "mixer";
+  std::string name;
+  /// One line for `lineal list`, with the paper.
+  std::string help;
+  bool causal = true;
+  /// The state's bytes do not depend on the tokens read.
+  bool constant_state = true;
+  std::unique_ptr<Config> (*config)();
+  /// `config` is of the type that config() makes, read and validated; D is the model's width.
+  std::shared_ptr<Mixer> (*make)(const Config& config, int64_t D);
+};
+
+/// The two functions of a spec, for a mixer M with constructor M(const C&, int64_t D).
+template <class C>
+std::unique_ptr<Config> make_config() {
+  return std::make_unique<C>();
+}
+template <class M, class C>
+std::shared_ptr<Mixer> make_mixer(const Config& config, int64_t D) {
+  return std::make_shared<M>(dynamic_cast<const C&>(config), D);
+}
+
+/// A mixer from its name and options, parameters initialised: reads, validates, makes.
+std::shared_ptr<Mixer> make_mixer(const std::string& name, const Json& options, int64_t D);
+
+/// Throws unless `heads` divides D.
+int64_t head_size(const std::string& who, int64_t D, int64_t heads);
+
+}  // namespace lineal

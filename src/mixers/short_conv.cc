@@ -1,0 +1,47 @@
+#include "mixers/short_conv.h"
+
+#include <ATen/ATen.h>
+
+#include <cmath>
+
+namespace lineal {
+
+ShortConv::ShortConv(int64_t D, int64_t width) {
+  weight = register_parameter("weight", at::empty({D, 1, width}));
+  bias = register_parameter("bias", at::empty({D}));
+}
+
+Tensor ShortConv::initial_state(int64_t B, at::TensorOptions options) const {
+  return at::zeros({B, weight.size(2) - 1, weight.size(0)}, options);
+}
+
+Tensor ShortConv::forward(const Tensor& x, Tensor& window, const Segments& segments) {
+  const int64_t B = x.size(0), T = x.size(1), D = x.size(2), J = weight.size(2);
+  const Tensor padded = at::cat({window.to(x.scalar_type()), x}, 1);  // [B, J-1+T, D]
+  Tensor y;
+  if (segments.none()) {
+    y = at::conv1d(padded.transpose(1, 2), weight, bias, at::IntArrayRef{1}, at::IntArrayRef{0}, at::IntArrayRef{1}, D)
+            .transpose(1, 2);
+    window = padded.slice(1, T).to(window.scalar_type());
+    return y;
+  }
+  const Tensor document = segments.documents(B, T, x.device());  // [B, T]
+  const Tensor documents = at::cat({at::zeros({B, J - 1}, document.options()), document}, 1);
+  y = bias.expand({B, T, D});
+  for (int64_t j = 0; j < J; ++j) {
+    const Tensor same = (documents.slice(1, j, j + T) == document).unsqueeze(-1);  // [B, T, 1]
+    y = y + at::where(same, padded.slice(1, j, j + T), 0) * weight.select(2, j).squeeze(1);
+  }
+  const Tensor kept = (documents.slice(1, T) == document.slice(1, T - 1)).unsqueeze(-1);
+  window = at::where(kept, padded.slice(1, T), 0).to(window.scalar_type());
+  return y;
+}
+
+void ShortConv::reset_parameters() {
+  at::NoGradGuard no_grad;
+  const double bound = 1 / std::sqrt(static_cast<double>(weight.size(2)));
+  weight.uniform_(-bound, bound);
+  bias.uniform_(-bound, bound);
+}
+
+}  // namespace lineal

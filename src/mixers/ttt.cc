@@ -1,0 +1,342 @@
+#include "mixers/ttt.h"
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include "core/error.h"
+#include "mixers/linear.h"
+#include "positions/rope.h"
+
+namespace lineal {
+namespace {
+
+constexpr double kPostNormEps = 1e-6;
+
+/// Where each token of a call lies in its row's inner batches. Rows may be at different places, and documents may start
+/// anywhere, so each row's inner batches are left-aligned in n blocks of at most C tokens.
+struct Layout {
+  int64_t n, C;
+  Tensor gather;    // [B * n * C] rows of [B * (T + 1)], the last of each sequence being padding; undefined: identity
+  Tensor scatter;   // [B * T] rows of [B * n * C]
+  Tensor restart;   // bool [B, n], on the CPU: the block starts a document
+  Tensor complete;  // bool [B, n], on the CPU: the block ends its inner batch
+
+  /// position [B, T]: each token's place in its document; K: the size of an inner batch.
+  Layout(const Tensor& position, int64_t size) {
+    const Tensor where = position.to(at::kCPU);
+    const int64_t B = where.size(0), T = where.size(1);
+    const Tensor place = where.remainder(size);
+    const Tensor t = at::arange(T).expand({B, T});
+    const Tensor begins = (place == 0).logical_or(t == 0);
+    const Tensor block = begins.cumsum(1) - 1;
+    const Tensor slot = t - std::get<0>(at::where(begins, t, 0).cummax(1));
+    n = block.max().item<int64_t>() + 1;
+    C = slot.max().item<int64_t>() + 1;
+    const Tensor target = block * C + slot;             // [B, T]
+    const auto per_block = [&](const Tensor& tokens) {  // true where any token of the block is
+      return at::zeros({B, n}, at::kLong).scatter_add(1, block, tokens.to(at::kLong)) > 0;
+    };
+    restart = per_block(where == 0);
+    complete = per_block(place == size - 1);
+    if (n * C == T) return;
+    const Tensor row = at::arange(B).unsqueeze(1);
+    gather = (at::full({B, n * C}, T).scatter(1, target, t) + row * (T + 1)).flatten().to(position.device());
+    scatter = (target + row * (n * C)).flatten().to(position.device());
+  }
+
+  /// x [B, T, H, K] -> n tensors [B, H, C, K], zeros for padding.
+  std::vector<Tensor> blocks(const Tensor& x) const {
+    const int64_t B = x.size(0);
+    Tensor y = x;
+    if (gather.defined()) {
+      const Tensor padding = at::zeros({B, 1, x.size(2), x.size(3)}, x.options());
+      y = at::cat({x, padding}, 1).flatten(0, 1).index_select(0, gather);
+    }
+    return y.reshape({B, n, C, x.size(2), x.size(3)}).permute({1, 0, 3, 2, 4}).contiguous().unbind(0);
+  }
+
+  /// n tensors [B, H, C, K] -> [B, T, H, K].
+  Tensor tokens(const std::vector<Tensor>& blocks, int64_t T) const {
+    const Tensor y = at::stack(blocks, 1).transpose(2, 3);  // [B, n, C, H, K]
+    const int64_t B = y.size(0), H = y.size(3), K = y.size(4);
+    if (!scatter.defined()) return y.reshape({B, T, H, K});
+    return y.reshape({B * n * C, H, K}).index_select(0, scatter).reshape({B, T, H, K});
+  }
+};
+
+/// mask [B] on the CPU -> where(mask, a, b) by rows, without work when the rows agree.
+Tensor select_rows(const Tensor& mask, const Tensor& a, const Tensor& b) {
+  if (mask.all().item<bool>()) return a;
+  if (!mask.any().item<bool>()) return b;
+  std::vector<int64_t> shape(static_cast<size_t>(a.dim()), 1);
+  shape[0] = a.size(0);
+  return at::where(mask.to(a.device()).reshape(shape), a, b);
+}
+
+}  // namespace
+
+Tensor InnerNorm::operator()(const Tensor& z) const {
+  if (!on) return z;
+  return at::addcmul(beta, gamma, at::layer_norm(z, {z.size(-1)}, {}, {}, kEps));
+}
+
+Tensor InnerNorm::loss_gradient(const Tensor& z, const Tensor& target) const {
+  if (!on) return z - target;
+  const auto [normal, mean, rstd] = at::native_layer_norm(z, {z.size(-1)}, {}, {}, kEps);
+  const Tensor upstream = (at::addcmul(beta, gamma, normal) - target) * gamma;
+  return std::get<0>(
+      at::native_layer_norm_backward(upstream, z, {z.size(-1)}, mean, rstd, {}, {}, {true, false, false}));
+}
+
+Tensor InnerModel::dual(const InnerBatch&, const InnerNorm&, const Weights&, Weights&) const {
+  fail("ttt: this inner model has no dual form, expected form = primal");
+}
+
+Tensor ttt_primal(const InnerModel& f, const InnerBatch& batch, const InnerNorm& norm, const Weights& W, Weights& D) {
+  const int64_t B = batch.k.size(0), H = batch.k.size(1), C = batch.k.size(2), K = batch.k.size(3);
+  const bool keep_graph = at::GradMode::is_enabled();
+  const auto per_token = [&](const Tensor& x) { return x.reshape({B * H * C, 1, K}); };
+  Weights gradients;
+  {
+    at::AutoGradMode enable(true);
+    Weights copies;  // of the weights, one for each token, so that one backward gives the gradient of each
+    for (const Tensor& w : W) {
+      auto shape = w.sizes().vec();
+      shape.insert(shape.begin() + 2, C);
+      Tensor copy = w.unsqueeze(2).expand(shape).flatten(0, 2);
+      if (!copy.requires_grad()) copy = copy.detach().requires_grad_();
+      copies.push_back(copy);
+    }
+    const Tensor z = f.forward(per_token(batch.k), copies).reshape({B, H, C, K});
+    const Tensor loss = 0.5 * (norm(z) - batch.target).square().sum();
+    gradients = torch::autograd::grad({loss}, copies, {}, /*retain_graph=*/keep_graph, /*create_graph=*/keep_graph);
+  }
+  Weights answers;
+  for (size_t i = 0; i < W.size(); ++i) {
+    const Tensor token = gradients[i].reshape({B, H, C, -1}) * batch.eta;  // [B, H, C, weights of a head]
+    Tensor sums = token.cumsum(2);
+    if (D[i].defined()) sums = sums + D[i].reshape({B, H, 1, -1});
+    const Tensor w = W[i].reshape({B, H, 1, -1}) - batch.scale * sums;
+    auto shape = W[i].sizes().vec();
+    D[i] = sums.select(2, C - 1).reshape(shape);
+    shape.erase(shape.begin(), shape.begin() + 2);
+    shape.insert(shape.begin(), B * H * C);
+    answers.push_back(w.reshape(shape));
+  }
+  return f.forward(per_token(batch.q), answers).reshape({B, H, C, K});
+}
+
+std::vector<Field> TTTConfig::fields() {
+  return {
+      {"num_attention_heads", &num_attention_heads, size_range(), "heads, each with an inner model of its own"},
+      {"mini_batch_size", &mini_batch_size, size_range(), "tokens of an inner batch; 1 is online gradient descent"},
+      {"ttt_base_lr", &ttt_base_lr, between(0, 1e6), "inner step size: 1 for ttt_linear, 0.1 for ttt_mlp"},
+      {"share_qk", &share_qk, {}, "one projection for q and k, each through a short convolution"},
+      {"use_gate", &use_gate, {}, "multiply the output by gelu(W_g x)"},
+      {"conv_kernel", &conv_kernel, between(1, 64), "width of that convolution"},
+      {"rope_theta", &rope_theta, at_least(0), "rotary base, positions within the inner batch; 0 for none"},
+      {"norm", &norm, {}, "layer norm on the inner model's output"},
+      {"residual", &residual, {}, "x + f(x) instead of f(x)"},
+      {"bias", &bias, {}, "the inner model has biases"},
+      {"eta", &eta, one_of({"learned", "fixed"}), "step per token and head, or ttt_base_lr itself"},
+      {"initial_weights", &initial_weights, one_of({"learned", "zero"}), "W_0"},
+      {"form", &form, one_of({"dual", "primal"}), "same numbers, by matrix products or a gradient per token"},
+  };
+}
+
+TTT::TTT(std::string name, const TTTConfig& config, int64_t D, std::unique_ptr<InnerModel> inner)
+    : name_(std::move(name)),
+      config_(config),
+      D_(D),
+      H_(config.num_attention_heads),
+      K_(head_size(name_, D, H_)),
+      inner_(std::move(inner)),
+      shapes_(inner_->weights(K_)) {
+  if (config.rope_theta > 0 && K_ % 2 != 0) fail(name_, ": head size is ", K_, ", rotary embedding needs an even one");
+  for (const auto& weight : shapes_) {
+    auto shape = weight.shape;
+    shape.insert(shape.begin(), H_);
+    const bool learned = config.initial_weights == "learned";
+    weights_.push_back(learned ? register_parameter(weight.name, at::zeros(shape))
+                               : register_buffer(weight.name, at::zeros(shape)));
+  }
+  q_proj_ = register_module("q_proj", linear(D, D));
+  if (!config.share_qk) k_proj_ = register_module("k_proj", linear(D, D));
+  v_proj_ = register_module("v_proj", linear(D, D));
+  o_proj_ = register_module("o_proj", linear(D, D));
+  if (config.use_gate) g_proj_ = register_module("g_proj", linear(D, D));
+  if (config.share_qk) {
+    conv_q_ = register_module("conv_q", std::make_shared<ShortConv>(D, config.conv_kernel));
+    conv_k_ = register_module("conv_k", std::make_shared<ShortConv>(D, config.conv_kernel));
+  }
+  if (config.eta == "learned") {
+    lr_weight_ = register_parameter("learnable_ttt_lr_weight", at::zeros({H_, 1, D}));
+    lr_bias_ = register_parameter("learnable_ttt_lr_bias", at::zeros({H_, 1}));
+    token_idx_ = register_parameter("learnable_token_idx", at::zeros({config.mini_batch_size}));
+  }
+  if (config.norm) {
+    norm_weight_ = register_parameter("ttt_norm_weight", at::ones({H_, K_}));
+    norm_bias_ = register_parameter("ttt_norm_bias", at::zeros({H_, K_}));
+  }
+  post_norm_ = register_module("post_norm", torch::nn::LayerNorm(torch::nn::LayerNormOptions({D}).eps(kPostNormEps)));
+}
+
+Weights TTT::initial_weights(int64_t B) const {
+  Weights W;
+  for (const Tensor& weight : weights_) {
+    auto shape = weight.sizes().vec();
+    shape.insert(shape.begin(), B);
+    W.push_back(weight.to(state_options()).unsqueeze(0).expand(shape));
+  }
+  return W;
+}
+
+State TTT::initial_state(int64_t B) const {
+  State state;
+  const Weights W = initial_weights(B);
+  for (size_t i = 0; i < W.size(); ++i) state[shapes_[i].name] = W[i];
+  for (size_t i = 0; i < W.size(); ++i) state[shapes_[i].name + "_step"] = at::zeros_like(W[i]).contiguous();
+  state["position"] = at::zeros({B}, state_options().dtype(at::kLong));
+  if (config_.share_qk) state["conv"] = conv_q_->initial_state(B, state_options());
+  return state;
+}
+
+Tensor TTT::token_scale() const {
+  if (!token_idx_.defined()) return at::ones({config_.mini_batch_size}, state_options());
+  const Tensor i = at::arange(1, config_.mini_batch_size + 1, state_options());
+  return (i.reciprocal() + token_idx_).clamp_min(0);
+}
+
+TTT::Views TTT::views(const Tensor& x, const Tensor& position, State& state, const Segments& segments) {
+  Tensor q = q_proj_(x), k;
+  if (config_.share_qk) {
+    const Tensor shared = q, window = state["conv"];
+    Tensor window_q = window, window_k = window;
+    q = conv_q_->forward(shared, window_q, segments);
+    k = conv_k_->forward(shared, window_k, segments);
+    state["conv"] = window_q;
+  } else {
+    k = k_proj_(x);
+  }
+  const auto type = state_options().dtype().toScalarType();
+  const auto heads = [&](const Tensor& y) { return y.to(type).unflatten(2, {H_, K_}); };
+  Views views{heads(q), heads(k), heads(v_proj_(x)), {}};
+  if (config_.rope_theta > 0) {
+    const Tensor place = position.remainder(config_.mini_batch_size);
+    views.q = rope(views.q, place, config_.rope_theta, RopePairs::interleaved);
+    views.k = rope(views.k, place, config_.rope_theta, RopePairs::interleaved);
+  }
+  const FullPrecision guard(x);
+  if (lr_weight_.defined()) {
+    const Tensor gate = at::matmul(x.to(type), lr_weight_.squeeze(1).t()) + lr_bias_.squeeze(1);  // [B, T, H]
+    views.eta = (gate.sigmoid() * (config_.ttt_base_lr / static_cast<double>(K_))).unsqueeze(-1);
+  } else {
+    views.eta = at::full({x.size(0), x.size(1), H_, 1}, config_.ttt_base_lr, state_options());
+  }
+  return views;
+}
+
+Tensor TTT::learn(const Views& views, const Tensor& position, State& state) {
+  const int64_t B = position.size(0), T = position.size(1);
+  const Layout layout(position, config_.mini_batch_size);
+  const Tensor scale = token_scale();
+  const Tensor place = position.remainder(config_.mini_batch_size);
+  const auto q = layout.blocks(views.q), k = layout.blocks(views.k), eta = layout.blocks(views.eta);
+  const auto target = layout.blocks(config_.residual ? views.v - views.k : views.v);
+  const auto scales = layout.blocks(scale.index_select(0, place.flatten()).reshape({B, T, 1, 1}));
+  const InnerNorm norm{config_.norm, config_.norm ? norm_weight_.unsqueeze(1) : Tensor(),
+                       config_.norm ? norm_bias_.unsqueeze(1) : Tensor()};
+  const bool dual = config_.form == "dual" && inner_->has_dual();
+  const Weights start = initial_weights(B);
+
+  Weights W, D;
+  const bool mid_batch = (state["position"].remainder(config_.mini_batch_size) != 0).any().item<bool>();
+  for (const auto& shape : shapes_) {
+    W.push_back(state[shape.name]);
+    D.push_back(mid_batch ? state[shape.name + "_step"] : Tensor());
+  }
+  std::vector<Tensor> z;
+  std::vector<Tensor> before, after;
+  for (int64_t n = 0; n < layout.n; ++n) {
+    const Tensor restart = layout.restart.select(1, n), complete = layout.complete.select(1, n);
+    for (size_t i = 0; i < W.size(); ++i) {
+      W[i] = select_rows(restart, start[i], W[i]);
+      if (D[i].defined()) D[i] = select_rows(restart, at::zeros_like(D[i]), D[i]);
+    }
+    const auto at_n = static_cast<size_t>(n);
+    InnerBatch batch{q[at_n], k[at_n], target[at_n], eta[at_n], scales[at_n], {}};
+    if (dual) batch.qk = (at::matmul(batch.q, batch.k.transpose(-1, -2)) + (config_.bias ? 1 : 0)).tril();
+    const Weights at_start = W;
+    z.push_back(dual ? inner_->dual(batch, norm, W, D) : ttt_primal(*inner_, batch, norm, W, D));
+    for (size_t i = 0; i < W.size(); ++i) {
+      W[i] = select_rows(complete, W[i] - scale[-1] * D[i], W[i]);
+      D[i] = complete.all().item<bool>() ? Tensor() : select_rows(complete, at::zeros_like(D[i]), D[i]);
+    }
+    if (measure) {
+      before.push_back(inner_loss(batch, norm, at_start));
+      after.push_back(inner_loss(batch, norm, W));
+    }
+  }
+  for (size_t i = 0; i < W.size(); ++i) {
+    state[shapes_[i].name] = W[i];
+    state[shapes_[i].name + "_step"] = D[i].defined() ? D[i] : at::zeros_like(W[i]);
+  }
+  state["position"] = position.select(1, -1) + 1;
+  if (measure) {
+    measured = {{"inner_loss_before", at::stack(before).mean()}, {"inner_loss_after", at::stack(after).mean()}};
+  }
+  const Tensor answer = norm(at::stack(z, 2).flatten(2, 3)).unflatten(2, {layout.n, layout.C});
+  const Tensor o = layout.tokens(answer.unbind(2), T);
+  return config_.residual ? views.q + o : o;
+}
+
+Tensor TTT::inner_loss(const InnerBatch& batch, const InnerNorm& norm, const Weights& W) const {
+  at::NoGradGuard no_grad;
+  Weights flat;
+  for (const Tensor& w : W) flat.push_back(w.flatten(0, 1));
+  const Tensor z = inner_->forward(batch.k.flatten(0, 1), flat).view_as(batch.k);
+  const Tensor loss = 0.5 * (norm(z) - batch.target).square().sum(-1, /*keepdim=*/true);
+  const Tensor real = (batch.eta != 0).to(loss.scalar_type());
+  return (loss * real).sum() / real.sum().clamp_min(1);
+}
+
+Tensor TTT::forward(const Tensor& x, State& state, const Segments& segments) {
+  const Dims dims = check_input(name_.c_str(), x, state, D_);
+  const Tensor position = segments.positions(state["position"], dims['T']);  // [B, T]
+  const Views seen = views(x, position, state, segments);
+  Tensor o;
+  {
+    const FullPrecision guard(x);
+    o = learn(seen, position, state).flatten(2);  // [B, T, D]
+  }
+  o = post_norm_(o);
+  if (config_.use_gate) o = o * at::gelu(g_proj_(x), "tanh");
+  return o_proj_(o);
+}
+
+Weights TTT::current_weights(const State& state) const {
+  const Tensor place = state.at("position").remainder(config_.mini_batch_size);  // [B]; 0: W has just been moved
+  const Tensor scale = token_scale().index_select(0, (place - 1).clamp_min(0));
+  Weights result;
+  for (const auto& shape : shapes_) {
+    const Tensor& W = state.at(shape.name);
+    std::vector<int64_t> broadcast(static_cast<size_t>(W.dim()), 1);
+    broadcast[0] = W.size(0);
+    result.push_back(W - scale.reshape(broadcast) * state.at(shape.name + "_step"));
+  }
+  return result;
+}
+
+void TTT::reset_parameters(double deviation) {
+  at::NoGradGuard no_grad;
+  for (auto* map : {&q_proj_, &k_proj_, &v_proj_, &o_proj_, &g_proj_}) {
+    if (!map->is_empty()) reset_linear(*map, deviation);
+  }
+  if (conv_q_) conv_q_->reset_parameters(), conv_k_->reset_parameters();
+  if (config_.initial_weights == "learned") {
+    for (size_t i = 0; i < shapes_.size(); ++i) weights_[i].normal_(0, shapes_[i].deviation);
+  }
+  if (lr_weight_.defined()) lr_weight_.normal_(0, deviation);
+}
+
+}  // namespace lineal
