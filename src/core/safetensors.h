@@ -27,8 +27,21 @@ struct SafeTensors {
 /// the tensor, what was expected and what was found, and nothing is allocated beyond what the file's size justifies.
 SafeTensors load_safetensors(const std::filesystem::path& path);
 
-/// Atomic. Tensors of any strides and device; F64 F32 F16 BF16 I64 I32 I16 I8 U8 BOOL.
+/// Atomic. Tensors of any strides and device, in the given order; F64 F32 F16 BF16 I64 I32 I16 I8 U8 BOOL.
 void save_safetensors(const std::filesystem::path& path, const std::vector<std::pair<std::string, Tensor>>& tensors,
                       const std::map<std::string, std::string>& metadata = {});
+
+/// What the header says of one tensor.
+struct TensorEntry {
+  std::string name;
+  at::ScalarType type;
+  std::vector<int64_t> shape;
+};
+
+/// The bytes before the first tensor's, for tensors that follow each other in this order: a multiple of 8, padded with
+/// spaces to `length` when that is given. Throws Error naming `who` and the tensor for a name given twice, a type the
+/// format lacks, text that is not UTF-8, or a header that does not fit.
+std::string safetensors_header(const std::string& who, const std::vector<TensorEntry>& entries,
+                               const std::map<std::string, std::string>& metadata, size_t length = 0);
 
 }  // namespace lineal
