@@ -1,0 +1,29 @@
+// Training and validation parts of a store: whole documents, chosen by a hash of their text.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "data/token_store.h"
+
+namespace lineal {
+
+/// Some documents of a store, in its order.
+struct Part {
+  std::shared_ptr<const TokenStore> store;
+  std::vector<TokenSpan> documents;
+  int64_t tokens() const;
+};
+
+struct Split {
+  Part train;
+  Part validation;
+};
+
+/// A document is in the validation part when hash(its text, seed) < fraction * 2^64: whatever else the store holds, and
+/// equal texts together. When that leaves a part without two tokens in a row, the document nearest to the threshold
+/// changes sides; a store of one document is cut once, and its last `fraction` is the validation part. `fraction` 0
+/// means no validation part; throws Error unless 0 <= fraction < 1, or when there are too few tokens to split.
+Split split(std::shared_ptr<const TokenStore> store, double fraction, uint64_t seed);
+
+}  // namespace lineal
