@@ -1,5 +1,6 @@
 #include "core/registry.h"
 
+#include "commands/command.h"
 #include "data/tokenizer.h"
 #include "mixers/mixer.h"
 #include "objectives/objective.h"
@@ -37,6 +38,7 @@ std::vector<const Wanted*> collect() {
 LINEAL_KIND(MixerSpec)
 LINEAL_KIND(TokenizerSpec)
 LINEAL_KIND(ObjectiveSpec)
+LINEAL_KIND(CommandSpec)
 #undef LINEAL_KIND
 
 }  // namespace lineal

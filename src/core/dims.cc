@@ -14,7 +14,8 @@ void Dims::check(const Tensor& tensor, std::string_view letters, std::string_vie
     std::string expected;
     for (char letter : letters) {
       const auto known = known_.find(letter);
-      expected += (expected.empty() ? "" : ", ") + std::string(1, letter);
+      if (!expected.empty()) expected += ", ";
+      expected += letter;
       if (known != known_.end()) expected += "=" + std::to_string(known->second);
     }
     fail(who_, ": ", name, " is ", tensor.defined() ? text(tensor.sizes()) : "undefined", ", expected [", expected,

@@ -1,0 +1,91 @@
+#include "backbones/model_files.h"
+
+#include <ATen/ATen.h>
+#include <zlib.h>
+
+#include <iomanip>
+
+#include "core/error.h"
+#include "core/file.h"
+#include "core/safetensors.h"
+
+namespace lineal {
+namespace {
+
+std::vector<std::pair<std::string, Tensor>> parameters_of(const LanguageModel& model) {
+  std::vector<std::pair<std::string, Tensor>> result;
+  for (const auto& item : model.named_parameters()) result.emplace_back(item.key(), item.value().detach());
+  return result;
+}
+
+}  // namespace
+
+void save_model(const LanguageModel& model, const std::filesystem::path& dir) {
+  std::error_code error;
+  std::filesystem::create_directories(dir, error);
+  if (error) fail("model: cannot make the folder ", dir.string(), ": ", error.message());
+  write_atomic(dir / "config.json", model.config().to_json().dump(2) + "\n");
+  save_safetensors(dir / "model.safetensors", parameters_of(model), {{"format", "pt"}});
+}
+
+Json read_model_config(const std::filesystem::path& dir) {
+  const auto path = dir / "config.json";
+  const Json json = Json::parse(read_file(path), nullptr, /*allow_exceptions=*/false);
+  if (json.is_discarded()) fail(path.string(), ": no valid JSON; expected the configuration of a model");
+  if (!json.is_object()) fail(path.string(), ": expected a JSON object, got ", json.type_name());
+  return json;
+}
+
+void set_parameters(LanguageModel& model, const std::vector<std::pair<std::string, Tensor>>& tensors,
+                    const std::string& who) {
+  auto parameters = model.named_parameters();
+  for (const auto& [name, tensor] : tensors) {
+    Tensor* parameter = parameters.find(name);
+    if (parameter == nullptr) fail_unknown(who, "tensor", name, parameters.keys());
+    if (parameter->sizes() != tensor.sizes()) {
+      fail(who, ": tensor ", name, " is ", tensor.sizes(), ", config.json asks for ", parameter->sizes());
+    }
+    if (!tensor.is_floating_point()) fail(who, ": tensor ", name, " is ", tensor.dtype().name(), ", expected floats");
+  }
+  if (tensors.size() != parameters.size()) {
+    for (const auto& item : parameters) {
+      const auto same = [&](const auto& pair) { return pair.first == item.key(); };
+      if (std::none_of(tensors.begin(), tensors.end(), same)) {
+        fail(who, ": tensor ", item.key(), " ", item.value().sizes(), " is missing");
+      }
+    }
+    fail(who, ": a tensor is there twice");
+  }
+  at::NoGradGuard no_grad;
+  for (const auto& [name, tensor] : tensors) parameters[name].copy_(tensor);
+}
+
+std::shared_ptr<LanguageModel> load_parameters(const LanguageModelConfig& config, const std::filesystem::path& dir) {
+  const auto path = dir / "model.safetensors";
+  const SafeTensors file = load_safetensors(path);
+  auto model = std::make_shared<LanguageModel>(config);
+  set_parameters(*model, file.tensors, path.string());
+  return model;
+}
+
+std::shared_ptr<LanguageModel> load_native_model(const std::filesystem::path& dir) {
+  return load_parameters(LanguageModelConfig::from_json(read_model_config(dir), (dir / "config.json").string()), dir);
+}
+
+std::string fingerprint(const LanguageModel& model) {
+  const auto add = [](uLong crc, const void* bytes, size_t size) {
+    return crc32_z(crc, static_cast<const Bytef*>(bytes), size);
+  };
+  const std::string config = model.config().to_json().dump();
+  const uLong options = add(0, config.data(), config.size());
+  uLong values = 0;
+  for (const auto& [name, tensor] : parameters_of(model)) {
+    const Tensor plain = tensor.cpu().contiguous();
+    values = add(add(values, name.data(), name.size()), plain.const_data_ptr(), plain.nbytes());
+  }
+  std::ostringstream out;
+  out << std::hex << std::setfill('0') << std::setw(8) << options << std::setw(8) << values;
+  return out.str();
+}
+
+}  // namespace lineal

@@ -1,0 +1,34 @@
+// A model directory: config.json + model.safetensors.                                         docs/formats.md
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "backbones/language_model.h"
+
+namespace lineal {
+
+/// Writes both files, each atomically; the folder is made.
+void save_model(const LanguageModel& model, const std::filesystem::path& dir);
+
+/// config.json of a directory, parsed; throws Error when it is missing or no JSON object.
+Json read_model_config(const std::filesystem::path& dir);
+
+/// A model of this configuration with the parameters of dir/model.safetensors, float32.
+std::shared_ptr<LanguageModel> load_parameters(const LanguageModelConfig& config, const std::filesystem::path& dir);
+
+/// A directory written by save_model.
+std::shared_ptr<LanguageModel> load_native_model(const std::filesystem::path& dir);
+
+/// Copies tensors over the model's parameters by name, converting their type. One that is missing, unexpected or of
+/// another shape is an Error that names `who`, the tensor and both shapes.
+void set_parameters(LanguageModel& model, const std::vector<std::pair<std::string, Tensor>>& tensors,
+                    const std::string& who);
+
+/// Sixteen hexadecimal digits that change with the configuration and with any parameter: what a session is tied to.
+std::string fingerprint(const LanguageModel& model);
+
+}  // namespace lineal

@@ -1,0 +1,32 @@
+// One file = one subcommand: parse, call, print; no maths.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <string>
+#include <vector>
+
+#include "core/config.h"
+
+namespace lineal {
+
+/// A line of the table. run() parses its arguments (without the command's name) and returns the exit code; a user's
+/// mistake is thrown as Error.
+struct CommandSpec {
+  static constexpr const char* kKind = "command";
+  std::string name;
+  std::string help;
+  int (*run)(const std::vector<std::string>& args);
+};
+
+/// Parses `args` into `app`: false after printing --help. A wrong command line is an Error of one line; an unknown flag
+/// suggests the nearest.
+bool parse(CLI::App& app, const std::vector<std::string>& args);
+
+/// A flag for each field, --hidden-size for hidden_size; values are checked as everywhere. Fields in `hidden` are left
+/// out.
+void add_fields(CLI::App& app, Config& config, const std::string& who, const std::vector<std::string>& hidden = {});
+
+/// -t, --threads: threads LibTorch uses; the machine's cores by default. Applied when parsed.
+void add_threads(CLI::App& app);
+
+}  // namespace lineal

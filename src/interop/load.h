@@ -1,0 +1,24 @@
+// Any model directory, ours or a published one.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+
+#include "backbones/language_model.h"
+#include "data/tokenizer.h"
+
+namespace lineal {
+
+struct LoadedModel {
+  std::shared_ptr<LanguageModel> model;  // float32, on the CPU
+  std::shared_ptr<Tokenizer> tokenizer;  // null when the directory names none and the vocabulary is not bytes
+};
+
+/// `path`: a model directory, or a run's folder (its newest checkpoint). The model_type in config.json decides the
+/// family; an unknown one is an Error that lists the known.
+LoadedModel load_model(const std::filesystem::path& path);
+
+/// The tokenizer, or an Error that says why text cannot be read or written with this model.
+Tokenizer& tokenizer_of(const LoadedModel& loaded, const std::string& who);
+
+}  // namespace lineal

@@ -1,0 +1,85 @@
+#include "interop/ttt.h"
+
+#include "core/error.h"
+
+namespace lineal {
+namespace {
+
+struct PublishedConfig : Config {
+  int64_t vocab_size = 32000;
+  int64_t hidden_size = 2048;
+  int64_t intermediate_size = 5504;
+  int64_t num_hidden_layers = 24;
+  int64_t num_attention_heads = 32;
+  double rms_norm_eps = 1e-6;
+  double rope_theta = 10000;
+  double initializer_range = 0.02;
+  bool tie_word_embeddings = true;
+  bool use_gate = false;
+  bool share_qk = false;
+  bool pre_conv = false;
+  int64_t conv_kernel = 4;
+  int64_t mini_batch_size = 16;
+  double ttt_base_lr = 1.0;
+  std::string ttt_layer_type = "linear";
+  std::string hidden_act = "silu";
+
+  std::vector<Field> fields() override {
+    return {
+        {"vocab_size", &vocab_size, between(1, 1 << 24), ""},
+        {"hidden_size", &hidden_size, size_range(), ""},
+        {"intermediate_size", &intermediate_size, between(1, 1 << 22), ""},
+        {"num_hidden_layers", &num_hidden_layers, between(1, 4096), ""},
+        {"num_attention_heads", &num_attention_heads, size_range(), ""},
+        {"rms_norm_eps", &rms_norm_eps, between(0, 1), ""},
+        {"rope_theta", &rope_theta, at_least(1), ""},
+        {"initializer_range", &initializer_range, between(0, 10), ""},
+        {"tie_word_embeddings", &tie_word_embeddings, {}, ""},
+        {"use_gate", &use_gate, {}, ""},
+        {"share_qk", &share_qk, {}, ""},
+        {"pre_conv", &pre_conv, {}, ""},
+        {"conv_kernel", &conv_kernel, between(1, 64), ""},
+        {"mini_batch_size", &mini_batch_size, size_range(), ""},
+        {"ttt_base_lr", &ttt_base_lr, between(0, 1e6), ""},
+        {"ttt_layer_type", &ttt_layer_type, one_of({"linear", "mlp"}), ""},
+        {"hidden_act", &hidden_act, one_of({"silu"}), ""},
+    };
+  }
+};
+
+}  // namespace
+
+LanguageModelConfig read_ttt_config(const Json& json, const std::string& who) {
+  PublishedConfig published;
+  Json known = Json::object();
+  for (const auto& [name, value] : json.items()) {
+    if (published.has(name)) known[name] = value;
+  }
+  published.read(known, who);
+
+  LanguageModelConfig config;
+  config.vocab_size = published.vocab_size;
+  config.hidden_size = published.hidden_size;
+  config.intermediate_size = published.intermediate_size;
+  config.rms_norm_eps = published.rms_norm_eps;
+  config.initializer_range = published.initializer_range;
+  config.tie_word_embeddings = published.tie_word_embeddings;
+  config.pre_conv = published.pre_conv;
+  config.conv_kernel = published.conv_kernel;
+  config.tokenizer = published.vocab_size == 256 ? "bytes" : "";
+  const Json options = {
+      {"mixer", "ttt_" + published.ttt_layer_type},
+      {"num_attention_heads", published.num_attention_heads},
+      {"mini_batch_size", published.mini_batch_size},
+      {"ttt_base_lr", published.ttt_base_lr},
+      {"share_qk", published.share_qk},
+      {"use_gate", published.use_gate},
+      {"conv_kernel", published.conv_kernel},
+      {"rope_theta", published.rope_theta},
+  };
+  config.layers = read_layers(Json(static_cast<size_t>(published.num_hidden_layers), options));
+  config.validate(who);
+  return config;
+}
+
+}  // namespace lineal
