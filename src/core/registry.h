@@ -23,7 +23,7 @@ std::vector<std::string> names() {
 /// The Spec of that name; an unknown one is an Error that lists the known and suggests the nearest. Spec::kKind says
 /// what it is ("mixer").
 template <class Spec>
-const Spec& find(const std::string& name, const std::string& who = "lineal") {
+const Spec& find(const std::string& name, const std::string& who = "") {
   for (const Spec* spec : all<Spec>()) {
     if (spec->name == name) return *spec;
   }

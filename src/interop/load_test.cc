@@ -1,0 +1,181 @@
+#include "interop/load.h"
+
+#include <ATen/ATen.h>
+#include <unistd.h>
+
+#include <filesystem>
+
+#include "backbones/model_files.h"
+#include "core/error.h"
+#include "core/file.h"
+#include "testing/testing.h"
+
+namespace lineal {
+namespace {
+
+namespace fs = std::filesystem;
+
+class PublishedTTT : public testing::TestWithParam<std::string> {
+ protected:
+  fs::path dir() const { return fs::path(LINEAL_TESTDATA) / "models" / GetParam(); }
+  Golden golden(const std::string& file) const { return Golden("models/" + GetParam() + "/" + file); }
+};
+
+TEST_P(PublishedTTT, Logits) {
+  const auto model = load_model(dir()).model;
+  at::NoGradGuard no_grad;
+  const Tensor ids = golden("tokens")["input_ids"];
+  State state = model->initial_state(ids.size(0));
+  const Tensor logits = model->forward(ids, state);
+  EXPECT_CLOSE(logits, golden("logits")["logits"], 1e-5);
+  State split = model->initial_state(ids.size(0));
+  const Tensor first = model->forward(ids.slice(1, 0, 35), split), second = model->forward(ids.slice(1, 35), split);
+  EXPECT_CLOSE(at::cat({first, second}, 1), golden("logits")["logits"], 1e-5);
+}
+
+class PublishedTTTGradients : public PublishedTTT {};
+
+TEST_P(PublishedTTTGradients, OfTheLoss) {
+  const auto model = load_model(dir()).model;
+  const Tensor ids = golden("tokens")["input_ids"];
+  State state = model->initial_state(ids.size(0));
+  const Tensor logits = model->forward(ids, state).slice(1, 0, -1);
+  const Tensor loss = at::cross_entropy_loss(logits.flatten(0, 1), ids.slice(1, 1).flatten());
+  EXPECT_CLOSE(loss, golden("logits")["loss"][0], 1e-5);
+  loss.backward();
+  const Golden gradients = golden("grads");
+  for (const auto& item : model->named_parameters()) {
+    SCOPED_TRACE(item.key());
+    EXPECT_CLOSE(item.value().grad(), gradients["grad." + item.key()], 1e-4);
+  }
+}
+
+TEST_P(PublishedTTT, GreedyContinuation) {
+  const auto model = load_model(dir()).model;
+  at::NoGradGuard no_grad;
+  const Golden expected = golden("generation");
+  const Tensor prompt = expected["prompt"], generated = expected["generated"];
+  State state = model->initial_state(prompt.size(0));
+  Tensor logits = model->forward(prompt, state).select(1, -1);
+  for (int64_t i = 0; i < generated.size(1); ++i) {
+    SCOPED_TRACE(i);
+    EXPECT_CLOSE(logits, expected["step_logits"].select(1, i), 2e-5);
+    const Tensor next = logits.argmax(-1);
+    ASSERT_TRUE(next.equal(generated.select(1, i)));
+    logits = model->forward(next.unsqueeze(1), state).select(1, 0);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, PublishedTTT,
+                         testing::Values("ttt_linear_transformer_tied", "ttt_linear_transformer_untied",
+                                         "ttt_linear_mamba_tied", "ttt_linear_mamba_untied", "ttt_mlp_transformer_tied",
+                                         "ttt_mlp_transformer_untied", "ttt_mlp_mamba_tied", "ttt_mlp_mamba_untied"),
+                         [](const auto& info) { return info.param; });
+
+INSTANTIATE_TEST_SUITE_P(All, PublishedTTTGradients, testing::Values("ttt_linear_mamba_tied", "ttt_mlp_mamba_tied"),
+                         [](const auto& info) { return info.param; });
+
+class ModelDirectory : public testing::Test {
+ protected:
+  ModelDirectory() : dir(fs::temp_directory_path() / text("lineal_load_", getpid())) {
+    fs::remove_all(dir);
+    LanguageModelConfig config;
+    config.hidden_size = 24;
+    config.intermediate_size = 40;
+    config.layers = parse_plan("ttt_mlp(mini_batch_size=5, num_attention_heads=3)*2, identity");
+    model = std::make_shared<LanguageModel>(config);
+    save_model(*model, dir);
+  }
+  ~ModelDirectory() override { fs::remove_all(dir); }
+
+  fs::path dir;
+  std::shared_ptr<LanguageModel> model;
+};
+
+TEST_F(ModelDirectory, WhatWasSavedIsLoaded) {
+  const auto loaded = load_model(dir);
+  EXPECT_EQ(loaded.model->config().to_json(), model->config().to_json());
+  EXPECT_EQ(fingerprint(*loaded.model), fingerprint(*model));
+  EXPECT_EQ(loaded.tokenizer->vocab_size(), 256);
+  at::NoGradGuard no_grad;
+  model->named_parameters()["model.norm.weight"][3] += 1e-6;
+  EXPECT_NE(fingerprint(*loaded.model), fingerprint(*model));
+}
+
+TEST_F(ModelDirectory, BadDirectoriesAreNamed) {
+  EXPECT_ERROR(load_model(dir / "nowhere"), "does not exist");
+  EXPECT_ERROR(load_model(dir / "config.json"), "is a file, expected a model directory");
+  const Json good = read_model_config(dir);
+  const auto with = [&](const std::function<void(Json&)>& change) {
+    Json json = good;
+    change(json);
+    write_atomic(dir / "config.json", json.dump());
+  };
+  with([](Json& j) { j["hiden_size"] = 3; });
+  EXPECT_ERROR(load_model(dir), "unknown field 'hiden_size'; did you mean 'hidden_size'?");
+  with([](Json& j) { j["hidden_size"] = 30; });
+  EXPECT_ERROR(load_model(dir), "config.json asks for [");
+  with([](Json& j) { j["hidden_size"] = -1; });
+  EXPECT_ERROR(load_model(dir), "hidden_size is -1, expected an integer from 1 to");
+  with([](Json& j) { j["hidden_size"] = 18446744073709551615u; });
+  EXPECT_ERROR(load_model(dir), "hidden_size is 18446744073709551615");
+  with([](Json& j) { j["hidden_size"] = 1048574; });
+  EXPECT_ERROR(load_model(dir), "GiB");
+  with([](Json& j) { j["model_type"] = "tt"; });
+  EXPECT_ERROR(load_model(dir), "unknown model_type 'tt'; did you mean 'ttt'?");
+  with([](Json& j) { j["layers"][0]["mixer"] = "ttt_liner"; });
+  EXPECT_ERROR(load_model(dir), "did you mean 'ttt_linear'?");
+  with([](Json& j) { j["tokenizer"] = "byte"; });
+  EXPECT_ERROR(load_model(dir), "did you mean 'bytes'?");
+  write_atomic(dir / "config.json", good.dump().substr(0, 100));
+  EXPECT_ERROR(load_model(dir), "no valid JSON");
+  write_atomic(dir / "config.json", good.dump());
+  fs::resize_file(dir / "model.safetensors", fs::file_size(dir / "model.safetensors") - 5);
+  EXPECT_ERROR(load_model(dir), "model.safetensors");
+  fs::remove(dir / "model.safetensors");
+  EXPECT_ERROR(load_model(dir), "model.safetensors");
+}
+
+TEST_F(ModelDirectory, ParametersMustFit) {
+  std::vector<std::pair<std::string, Tensor>> tensors;
+  for (const auto& item : model->named_parameters()) tensors.emplace_back(item.key(), item.value().detach());
+  auto missing = tensors;
+  missing.erase(missing.begin() + 3);
+  EXPECT_ERROR(set_parameters(*model, missing, "file"), tensors[3].first + " ");
+  auto unexpected = tensors;
+  unexpected.emplace_back("model.norm.wight", at::ones({24}));
+  EXPECT_ERROR(set_parameters(*model, unexpected, "file"), "unknown tensor 'model.norm.wight'; did you mean");
+  auto wrong = tensors;
+  wrong.back().second = at::ones({3, 5});
+  EXPECT_ERROR(set_parameters(*model, wrong, "file"), "is [3, 5], config.json asks for [");
+}
+
+TEST(LayerPlan, ReadsRepeatsOptionsAndDefaults) {
+  const auto layers = parse_plan(" ttt_linear( mini_batch_size = 8 )*3, identity ", {{"num_attention_heads", 2}});
+  ASSERT_EQ(layers.size(), 4u);
+  EXPECT_EQ(layers[2].mixer, "ttt_linear");
+  EXPECT_EQ(layers[2].options["mini_batch_size"], 8);
+  EXPECT_EQ(layers[0].options["num_attention_heads"], 2);
+  EXPECT_EQ(layers[3].mixer, "identity");
+  for (const char* bad : {"", "ttt_linear*0", "ttt_linear*", "ttt_linear*99999999", "ttt_linear(", "ttt_linear(x)",
+                          "ttt_linear, , identity", "ttt_linear*2*2"}) {
+    EXPECT_ERROR(parse_plan(bad), "layers: ");
+  }
+  EXPECT_ERROR(parse_plan("ttt_linaer"), "did you mean 'ttt_linear'?");
+  EXPECT_ERROR(parse_plan("ttt_linear(form=tripel)"), "expected one of dual primal");
+}
+
+TEST(LanguageModel, TokenIdsOutOfRangeAreNamed) {
+  LanguageModelConfig config;
+  config.vocab_size = 11;
+  config.hidden_size = 8;
+  config.layers = parse_plan("identity");
+  LanguageModel model(config);
+  State state = model.initial_state(1);
+  EXPECT_ERROR(model.forward(at::full({1, 3}, 11, at::kLong), state), "token id 11 at [0, 0] is out of range");
+  EXPECT_ERROR(model.forward(at::full({1, 3}, -1, at::kLong), state), "token id -1");
+  EXPECT_ERROR(model.forward(at::zeros({1, 0}, at::kLong), state), "expected at least one");
+}
+
+}  // namespace
+}  // namespace lineal

@@ -1,0 +1,251 @@
+#include "mixers/ttt.h"
+
+#include <ATen/ATen.h>
+
+#include "core/registry.h"
+#include "testing/testing.h"
+
+namespace lineal {
+namespace {
+
+std::shared_ptr<TTT> make_ttt(const std::string& name, const Json& options, int64_t D) {
+  return std::dynamic_pointer_cast<TTT>(make_mixer(name, options, D));
+}
+
+/// Random q, k, v, eta for one inner batch of C tokens, with everything an inner model is handed.
+struct Inner {
+  InnerBatch batch;
+  InnerNorm norm;
+  Weights W, D;
+};
+
+Inner random_inner(const InnerModel& f, int64_t B, int64_t H, int64_t C, int64_t K, bool norm, bool mid_batch) {
+  Inner inner;
+  auto& b = inner.batch;
+  b.q = normal({B, H, C, K}, 1, at::kDouble), b.k = normal({B, H, C, K}, 2, at::kDouble);
+  b.target = normal({B, H, C, K}, 3, at::kDouble);
+  b.eta = normal({B, H, C, 1}, 4, at::kDouble).sigmoid() / 4;
+  b.scale = normal({B, 1, C, 1}, 5, at::kDouble).sigmoid();
+  b.qk = (at::matmul(b.q, b.k.transpose(-1, -2)) + 1).tril();
+  inner.norm.on = norm;
+  inner.norm.gamma = 1 + 0.1 * normal({H, 1, K}, 6, at::kDouble);
+  inner.norm.beta = 0.1 * normal({H, 1, K}, 7, at::kDouble);
+  uint64_t seed = 8;
+  for (const auto& weight : f.weights(K)) {
+    auto shape = weight.shape;
+    shape.insert(shape.begin(), {B, H});
+    inner.W.push_back(0.3 * normal(shape, seed++, at::kDouble));
+    inner.D.push_back(mid_batch ? 0.1 * normal(shape, seed++, at::kDouble) : Tensor());
+  }
+  return inner;
+}
+
+const std::vector<std::string> kCases = {"linear_transformer_L48", "linear_mamba_L48",     "linear_transformer_L16",
+                                         "linear_mamba_L16",       "linear_gate_only_L40", "linear_share_nogate_L7",
+                                         "mlp_transformer_L48",    "mlp_mamba_L48",        "mlp_transformer_L16",
+                                         "mlp_mamba_L16",          "mlp_gate_only_L40",    "mlp_share_nogate_L7"};
+
+class TTTGolden : public testing::TestWithParam<std::tuple<std::string, std::string>> {};
+
+// The public implementation in float64 against ours, in float64: outputs, the weights the last token used, gradients.
+TEST_P(TTTGolden, OutputsStateAndGradients) {
+  const auto& [id, form] = GetParam();
+  const Golden golden("ttt/" + id);
+  const bool mlp = id.starts_with("mlp");
+  // The published cases' base_lr, which is not stored beside the tensors.
+  const bool small_lr = mlp && id != "mlp_mamba_L48" && id != "mlp_gate_only_L40";
+  const int64_t D = golden["x"].size(2);
+  auto layer = make_ttt(mlp ? "ttt_mlp" : "ttt_linear",
+                        {{"num_attention_heads", 2},
+                         {"mini_batch_size", 16},
+                         {"ttt_base_lr", small_lr ? 0.1 : 1.0},
+                         {"share_qk", golden.has("param.conv_q.weight")},
+                         {"use_gate", golden.has("param.g_proj.weight")},
+                         {"form", form}},
+                        D);
+  layer->to(at::kDouble);
+  auto parameters = layer->named_parameters();
+  ASSERT_EQ(parameters.size(), golden.names("param.").size());
+  {
+    at::NoGradGuard no_grad;
+    for (const auto& name : golden.names("param.")) parameters[name].copy_(golden["param." + name]);
+  }
+  const Tensor x = golden["x"].to(at::kDouble).requires_grad_();
+  State state = layer->initial_state(x.size(0));
+  const Tensor y = layer->forward(x, state, {});
+  EXPECT_CLOSE(y, golden["y"], 1e-5);
+  const Weights last = layer->current_weights(state);
+  const std::vector<std::string> names =
+      mlp ? std::vector<std::string>{"W1", "b1", "W2", "b2"} : std::vector<std::string>{"W1", "b1"};
+  for (size_t i = 0; i < names.size(); ++i) EXPECT_CLOSE(last[i], golden["state." + names[i]], 1e-5);
+  (y * golden["probe"].to(at::kDouble)).sum().backward();
+  EXPECT_CLOSE(x.grad(), golden["grad.x"], 1e-4);
+  for (const auto& name : golden.names("param.")) {
+    SCOPED_TRACE(name);
+    EXPECT_CLOSE(parameters[name].grad(), golden["grad.param." + name], 1e-4);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, TTTGolden, testing::Combine(testing::ValuesIn(kCases), testing::Values("dual", "primal")),
+                         [](const auto& info) { return std::get<0>(info.param) + "_" + std::get<1>(info.param); });
+
+// Equivalence 1: no norm, no residual, W_0 = 0, one inner batch, eta = 1 on 1/2 |.|^2: causal linear attention.
+TEST(TTTEquivalence, BatchGradientDescentIsLinearAttention) {
+  const auto f = linear_inner_model(/*bias=*/false);
+  Inner inner = random_inner(*f, 2, 3, 21, 5, /*norm=*/false, /*mid_batch=*/false);
+  auto& b = inner.batch;
+  b.eta.fill_(1), b.scale.fill_(1);
+  b.qk = at::matmul(b.q, b.k.transpose(-1, -2)).tril();
+  inner.W[0].zero_();
+  const Tensor expected = at::matmul(b.qk, b.target);  // sum_{j <= i} (q_i . k_j) v_j
+  Weights D(1);
+  EXPECT_CLOSE(f->dual(b, inner.norm, inner.W, D), expected, 1e-12);
+  EXPECT_CLOSE(D[0].neg(), at::matmul(b.k.transpose(-1, -2), b.target), 1e-12);
+  Weights D_primal(1);
+  EXPECT_CLOSE(ttt_primal(*f, b, inner.norm, inner.W, D_primal), expected, 1e-12);
+}
+
+// Equivalence 2: f(x; data) = sum_j K(x, k_j) v_j / sum_j K(x, k_j) with K = exp(x . k), trained by remembering its
+// data, is softmax attention without a scale.
+TEST(TTTEquivalence, NadarayaWatsonIsSoftmaxAttention) {
+  const int64_t T = 19, K = 7;
+  const Tensor q = normal({T, K}, 1, at::kDouble), k = normal({T, K}, 2, at::kDouble);
+  const Tensor v = normal({T, K}, 3, at::kDouble);
+  std::vector<Tensor> answers;
+  Tensor numerator_keys = k.slice(0, 0, 0), values = v.slice(0, 0, 0);
+  for (int64_t t = 0; t < T; ++t) {
+    numerator_keys = at::cat({numerator_keys, k.slice(0, t, t + 1)});  // the learner's state: its training set
+    values = at::cat({values, v.slice(0, t, t + 1)});
+    const Tensor kernel = at::mv(numerator_keys, q[t]).exp();
+    answers.push_back(at::mv(values.t(), kernel) / kernel.sum());
+  }
+  const Tensor attention = at::scaled_dot_product_attention(q.reshape({1, 1, T, K}), k.reshape({1, 1, T, K}),
+                                                            v.reshape({1, 1, T, K}), {}, 0.0, /*is_causal=*/true, 1.0);
+  EXPECT_CLOSE(at::stack(answers), attention.reshape({T, K}), 1e-12);
+}
+
+// Equivalence 3: linear f without norm, an inner batch of one token: the delta rule,
+// S_t = S_{t-1} + beta_t k_t (v_t - S_{t-1}^T k_t)^T, o_t = S_t^T q_t.
+TEST(TTTEquivalence, OnlineGradientDescentIsTheDeltaRule) {
+  const int64_t B = 2, H = 3, T = 11, K = 5;
+  const auto f = linear_inner_model(/*bias=*/false);
+  const Inner inner = random_inner(*f, B, H, T, K, false, false);
+  const auto& all = inner.batch;
+  Tensor S = inner.W[0];
+  Weights W = inner.W;
+  for (int64_t t = 0; t < T; ++t) {
+    const auto token = [&](const Tensor& x) { return x.slice(2, t, t + 1); };
+    const Tensor k = token(all.k), v = token(all.target), q = token(all.q), beta = token(all.eta);
+    S = S + at::matmul(k.transpose(-1, -2), beta * (v - at::matmul(k, S)));
+    InnerBatch one{q, k, v, beta, at::ones({B, 1, 1, 1}, at::kDouble), at::matmul(q, k.transpose(-1, -2))};
+    Weights D(1);
+    EXPECT_CLOSE(f->dual(one, inner.norm, W, D), at::matmul(q, S), 1e-12);
+    W[0] = W[0] - D[0];
+  }
+  EXPECT_CLOSE(W[0], S, 1e-12);
+}
+
+class PrimalDual : public testing::TestWithParam<std::tuple<std::string, bool, bool, int>> {};
+
+// Equivalence 4: primal == dual for every f, norm, length of the inner batch, and from the middle of one; gradients
+// too.
+TEST_P(PrimalDual, AgreeWithGradients) {
+  const auto& [kind, norm, mid_batch, C] = GetParam();
+  const auto f = kind == "linear" ? linear_inner_model(true) : mlp_inner_model(true);
+  Inner inner = random_inner(*f, 2, 3, C, 5, norm, mid_batch);
+  const auto run = [&](bool dual) {
+    Inner in = inner;
+    std::vector<Tensor> leaves;
+    const auto leaf = [&](Tensor& x) { leaves.push_back(x = x.detach().clone().requires_grad_()); };
+    leaf(in.batch.q), leaf(in.batch.k), leaf(in.batch.target), leaf(in.batch.eta), leaf(in.batch.scale);
+    for (auto& w : in.W) leaf(w);
+    in.batch.qk = (at::matmul(in.batch.q, in.batch.k.transpose(-1, -2)) + 1).tril();
+    std::vector<Tensor> out = {dual ? f->dual(in.batch, in.norm, in.W, in.D)
+                                    : ttt_primal(*f, in.batch, in.norm, in.W, in.D)};
+    out.insert(out.end(), in.D.begin(), in.D.end());
+    Tensor sum = at::zeros({}, at::kDouble);
+    for (size_t i = 0; i < out.size(); ++i) sum = sum + (out[i] * normal(out[i].sizes(), 90 + i, at::kDouble)).sum();
+    sum.backward();
+    for (auto& x : leaves) out.push_back(x.grad());
+    return out;
+  };
+  const auto dual = run(true), primal = run(false);
+  for (size_t i = 0; i < dual.size(); ++i) {
+    SCOPED_TRACE(i);
+    EXPECT_CLOSE(dual[i], primal[i], 1e-10);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, PrimalDual,
+                         testing::Combine(testing::Values("linear", "mlp"), testing::Bool(), testing::Bool(),
+                                          testing::Values(1, 3, 16)));
+
+// Equivalence 5: any split of the tokens into calls, of inner batches of any size, is one call.
+TEST(TTTEquivalence, AnySplitIsOneCall) {
+  for (const char* name : {"ttt_linear", "ttt_mlp"}) {
+    for (const int64_t size : {1, 4, 16, 50, 1000}) {
+      SCOPED_TRACE(text(name, " inner batch ", size));
+      auto layer = make_ttt(name, {{"num_attention_heads", 2}, {"mini_batch_size", size}, {"share_qk", true}}, 12);
+      layer->to(at::kDouble);
+      at::NoGradGuard no_grad;
+      const Tensor x = normal({3, 50, 12}, 11, at::kDouble);
+      State whole = layer->initial_state(3);
+      const Tensor y = layer->forward(x, whole, {});
+      for (const int64_t step : {1, 7, 16, 33}) {
+        State state = layer->initial_state(3);
+        std::vector<Tensor> parts;
+        for (int64_t t = 0; t < 50; t += step) parts.push_back(layer->forward(x.slice(1, t, t + step), state, {}));
+        EXPECT_CLOSE(at::cat(parts, 1), y, 1e-10);
+        for (const auto& [part, tensor] : whole.named()) EXPECT_CLOSE(state.at(part), tensor, 1e-10);
+      }
+    }
+  }
+}
+
+TEST(TTT, FixedStepZeroStartNoBiasAndNoNormWork) {
+  const Json options = {{"num_attention_heads", 3},
+                        {"mini_batch_size", 7},
+                        {"eta", "fixed"},
+                        {"ttt_base_lr", 0.01},
+                        {"initial_weights", "zero"},
+                        {"bias", false},
+                        {"norm", false},
+                        {"residual", false},
+                        {"rope_theta", 0}};
+  for (const char* name : {"ttt_linear", "ttt_mlp"}) {
+    std::vector<Tensor> outputs;
+    for (const char* form : {"dual", "primal"}) {
+      Json with_form = options;
+      with_form["form"] = form;
+      at::manual_seed(3);
+      auto layer = make_ttt(name, with_form, 15);
+      layer->to(at::kDouble);
+      State state = layer->initial_state(2);
+      outputs.push_back(layer->forward(normal({2, 17, 15}, 5, at::kDouble), state, {}));
+      EXPECT_EQ(state.has("b1"), false);
+    }
+    EXPECT_CLOSE(outputs[0], outputs[1], 1e-10);
+    EXPECT_TRUE(outputs[0].isfinite().all().item<bool>());
+  }
+}
+
+TEST(TTT, InnerLossFallsByItsStepsAndIsReported) {
+  auto layer = make_ttt("ttt_linear", {{"num_attention_heads", 2}}, 32);
+  layer->measure = true;
+  State state = layer->initial_state(2);
+  layer->forward(normal({2, 64, 32}, 1), state, {});
+  ASSERT_EQ(layer->measured.size(), 2u);
+  EXPECT_EQ(layer->measured[0].first, "inner_loss_before");
+  EXPECT_LT(layer->measured[1].second.item<double>(), layer->measured[0].second.item<double>());
+}
+
+TEST(TTT, ImpossibleSizesAreNamed) {
+  EXPECT_ERROR(make_ttt("ttt_linear", {{"num_attention_heads", 3}}, 32), "expected a divisor of hidden_size 32");
+  EXPECT_ERROR(make_ttt("ttt_linear", {{"num_attention_heads", 0}}, 32), "num_attention_heads is 0");
+  EXPECT_ERROR(make_ttt("ttt_mlp", {{"mini_batch_size", -4}}, 32), "mini_batch_size is -4");
+  EXPECT_ERROR(make_ttt("ttt_mlp", {{"mini_batch_sise", 4}}, 32), "did you mean 'mini_batch_size'");
+  EXPECT_ERROR(make_ttt("ttt_linear", {{"num_attention_heads", 32}}, 32), "needs an even one");
+}
+
+}  // namespace
+}  // namespace lineal
