@@ -129,7 +129,7 @@ void State::set_rows(const Tensor& index, const State& source) {
   for (auto& [name, part] : parts_) {
     const Tensor& from = source.at(name);
     const int64_t longest = part.dim() > 1 ? std::max(part.size(1), from.size(1)) : 0;
-    part = right_align(part, longest).index_copy(0, index.to(part.device()), right_align(from, longest));
+    part = right_align(part, longest).index_copy(0, index.to(part.device(), at::kLong), right_align(from, longest));
   }
   for (auto& [name, child] : children_) child.set_rows(index, source.child(name));
 }
