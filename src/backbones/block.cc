@@ -6,10 +6,6 @@
 
 namespace lineal {
 
-RmsNorm::RmsNorm(int64_t D, double eps) : eps_(eps) { weight = register_parameter("weight", at::ones({D})); }
-
-Tensor RmsNorm::forward(const Tensor& x) const { return at::rms_norm(x, {x.size(-1)}, weight, eps_); }
-
 SwiGlu::SwiGlu(int64_t D, int64_t width) {
   gate_proj_ = register_module("gate_proj", linear(D, width));
   up_proj_ = register_module("up_proj", linear(D, width));

@@ -5,20 +5,10 @@
 
 #include "backbones/layer_plan.h"
 #include "mixers/mixer.h"
+#include "mixers/rms_norm.h"
 #include "mixers/short_conv.h"
 
 namespace lineal {
-
-/// y = w * x / sqrt(mean(x^2) + eps) over the last dimension.   (Root Mean Square Layer Normalization, 2019, eq. 4)
-class RmsNorm : public torch::nn::Module {
- public:
-  RmsNorm(int64_t D, double eps);
-  Tensor forward(const Tensor& x) const;
-  Tensor weight;
-
- private:
-  double eps_;
-};
 
 /// down(silu(gate(x)) * up(x)).                                  (GLU Variants Improve Transformer, 2020)
 class SwiGlu : public torch::nn::Module {
