@@ -19,9 +19,9 @@ namespace lineal {
 /// So every token of every epoch is an input exactly once, whatever T is: one longer than the corpus runs through
 /// several epochs. Memory: O(B T) for a batch, O(documents + tokens / T) for the orders.
 ///
-/// segments.starts marks the tokens after the first of a row that begin a document, or go on with one elsewhere than
-/// after the token before (where an epoch begins); undefined when there are none in the batch. mask is 0 where the
-/// target is such a token, else 1. Each row is to be read from the initial state.
+/// segments.starts marks the tokens after the first of a row that begin a document or, where an epoch begins, do not
+/// follow the token before in its document; undefined when there are none in the batch. mask is 0 where the target is
+/// such a token, else 1. Each row is to be read from the initial state.
 class Batches {
  public:
   /// Throws Error for a part without two tokens in a row, B < 1 or T < 1.
@@ -38,7 +38,6 @@ class Batches {
  private:
   struct Epoch;
   std::shared_ptr<const Epoch> epoch_at(int64_t epoch) const;
-  void fill_row(int64_t begin, int64_t* inputs, int64_t* targets, float* mask, bool* starts, bool& any_start) const;
 
   Part part_;
   int64_t B_, T_, tokens_;

@@ -21,9 +21,10 @@ struct Split {
 };
 
 /// A document is in the validation part when hash(its text, seed) < fraction * 2^64: whatever else the store holds, and
-/// equal texts together. When that leaves a part without two tokens in a row, the document nearest to the threshold
-/// changes sides; a store of one document is cut once, and its last `fraction` is the validation part. `fraction` 0
-/// means no validation part; throws Error unless 0 <= fraction < 1, or when there are too few tokens to split.
+/// equal texts together. When that leaves a part without a document of two tokens, the one nearest to the threshold
+/// changes sides; when the store has only one such, it is cut and its last `fraction` is the validation part.
+/// `fraction` 0 means no validation part; throws Error unless 0 <= fraction < 1, or when there are too few tokens to
+/// split.
 Split split(std::shared_ptr<const TokenStore> store, double fraction, uint64_t seed);
 
 }  // namespace lineal

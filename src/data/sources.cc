@@ -1,0 +1,105 @@
+#include "data/sources.h"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <filesystem>
+#include <set>
+#include <system_error>
+
+#include "core/error.h"
+#include "data/byte_stream.h"
+
+namespace lineal {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr size_t kBinaryCheck = 8192;  // as grep and git look for a NUL
+
+bool ends_with(const std::string& name, std::string_view end) {
+  return name.size() > end.size() && std::string_view(name).substr(name.size() - end.size()) == end;
+}
+
+Source describe(const std::string& path, const struct stat& status) {
+  Source source;
+  source.path = path;
+  source.gzip = ends_with(path, ".gz");
+  source.json_lines = ends_with(path, ".jsonl") || ends_with(path, ".jsonl.gz");
+  source.regular = S_ISREG(status.st_mode);
+  source.size = source.regular ? status.st_size : 0;
+  source.modified_ns = int64_t{status.st_mtim.tv_sec} * 1'000'000'000 + status.st_mtim.tv_nsec;
+  return source;
+}
+
+bool is_binary(const Source& source) {
+  auto bytes = open_bytes(source.path);
+  if (source.gzip) bytes = decompress_gzip(std::move(bytes), source.path);
+  char head[kBinaryCheck];
+  const char* end = head + bytes->read(head, sizeof head);
+  return std::find(static_cast<const char*>(head), end, '\0') != end;
+}
+
+class Walk {
+ public:
+  std::vector<Source> sources;
+
+  void folder(const fs::path& path, const struct stat& status) {
+    if (!visited_.emplace(status.st_dev, status.st_ino).second) return;
+    std::error_code error;
+    std::vector<fs::path> entries;
+    for (fs::directory_iterator at(path, error), end; !error && at != end; at.increment(error)) {
+      if (at->path().filename().native().front() != '.') entries.push_back(at->path());
+    }
+    if (error) fail("cannot read folder ", path.string(), ": ", error.message());
+    std::sort(entries.begin(), entries.end(),
+              [](const fs::path& a, const fs::path& b) { return a.native() < b.native(); });
+    for (const auto& entry : entries) {
+      struct stat found;
+      if (::stat(entry.c_str(), &found) != 0) continue;  // a link to nothing
+      if (S_ISDIR(found.st_mode)) {
+        folder(entry, found);
+      } else if (S_ISREG(found.st_mode) && found.st_size > 0 && visited_.emplace(found.st_dev, found.st_ino).second) {
+        const Source source = describe(entry.string(), found);
+        if (!is_binary(source)) sources.push_back(source);
+      }
+    }
+  }
+
+ private:
+  std::set<std::pair<dev_t, ino_t>> visited_;
+};
+
+}  // namespace
+
+std::vector<Source> find_sources(const std::vector<std::string>& paths) {
+  if (paths.empty()) fail("no text given; name files, folders, or - for standard input");
+  std::vector<Source> sources;
+  for (const auto& path : paths) {
+    if (path == "-") {
+      sources.push_back({.path = "-", .regular = false});
+      continue;
+    }
+    struct stat status;
+    if (::stat(path.c_str(), &status) != 0) {
+      fail("cannot read ", path, ": ", std::generic_category().message(errno),
+           "; expected a file, a folder, or - for standard input");
+    }
+    if (S_ISDIR(status.st_mode)) {
+      Walk walk;
+      walk.folder(path, status);
+      if (walk.sources.empty()) {
+        fail(path,
+             ": no text in this folder; hidden, empty and binary files do not count, expected at least one other");
+      }
+      sources.insert(sources.end(), walk.sources.begin(), walk.sources.end());
+    } else {
+      sources.push_back(describe(path, status));
+      if (sources.back().regular && status.st_size == 0) fail(path, ": the file is empty, expected text");
+    }
+  }
+  return sources;
+}
+
+}  // namespace lineal
