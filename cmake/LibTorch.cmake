@@ -1,6 +1,6 @@
 # LibTorch from a PyTorch wheel: a target lineal_torch made from the folder itself, so that a CUDA build of PyTorch needs
 # no CUDA toolkit on the machine. -DLINEAL_TORCH=PATH names the folder; else the private environment or python3 tells.
-if(NOT LINEAL_TORCH)
+if(NOT EXISTS "${LINEAL_TORCH}/include/ATen/ATen.h")
   foreach(python ${PROJECT_SOURCE_DIR}/.venv/bin/python python3)
     execute_process(
       COMMAND ${python} -c "import importlib.util as u, os; print(os.path.dirname(u.find_spec('torch').origin))"
@@ -14,7 +14,7 @@ endif()
 if(NOT EXISTS "${LINEAL_TORCH}/include/ATen/ATen.h")
   message(FATAL_ERROR "LibTorch: no PyTorch 2.11 to 2.13 found; run 'make setup', or give -DLINEAL_TORCH=<folder of the torch package>")
 endif()
-set(LINEAL_TORCH ${LINEAL_TORCH} CACHE PATH "folder of the torch package")
+set(LINEAL_TORCH ${LINEAL_TORCH} CACHE PATH "folder of the torch package" FORCE)
 file(READ ${LINEAL_TORCH}/version.py torch_version)
 string(REGEX MATCH "__version__ = '([0-9]+\\.[0-9]+)" torch_version "${torch_version}")
 set(torch_version ${CMAKE_MATCH_1})
@@ -23,7 +23,7 @@ if(torch_version VERSION_LESS 2.11 OR torch_version VERSION_GREATER 2.13)
 endif()
 message(STATUS "LibTorch: PyTorch ${torch_version} in ${LINEAL_TORCH}")
 
-add_library(lineal_torch INTERFACE)
+add_library(lineal_torch INTERFACE IMPORTED GLOBAL)
 target_include_directories(lineal_torch SYSTEM INTERFACE
   ${LINEAL_TORCH}/include ${LINEAL_TORCH}/include/torch/csrc/api/include)
 target_link_directories(lineal_torch INTERFACE ${LINEAL_TORCH}/lib)

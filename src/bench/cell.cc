@@ -1,0 +1,102 @@
+#include "bench/cell.h"
+
+#include <c10/util/Exception.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstring>
+#include <fstream>
+
+#include "core/error.h"
+
+namespace lineal {
+namespace {
+
+/// A line such as "VmHWM:   123 kB" of a file in /proc, in bytes; 0 when it is not there.
+int64_t proc_bytes(const char* path, const std::string& key) {
+  std::ifstream file(path);
+  for (std::string line; std::getline(file, line);) {
+    if (line.starts_with(key + ":")) return std::stoll(line.substr(key.size() + 1)) * 1024;
+  }
+  return 0;
+}
+
+/// Allocations beyond what the machine can give fail instead of waking the kernel's killer.
+int64_t limit_memory() {
+  const int64_t free = proc_bytes("/proc/meminfo", "MemAvailable") / 10 * 9;
+  const auto most = static_cast<rlim_t>(free + proc_bytes("/proc/self/status", "VmData"));
+  if (const rlimit limit{most, most}; free > 0) setrlimit(RLIMIT_DATA, &limit);
+  return free;
+}
+
+Json guarded(const std::function<Json()>& f) {
+  const int64_t free = limit_memory();
+  const auto out_of_memory = [&] { return Json{{"note", text("needs more than the ", free >> 20, " MiB free")}}; };
+  try {
+    return f();
+  } catch (const std::bad_alloc&) {
+    return out_of_memory();
+  } catch (const std::exception& error) {
+    const std::string message = error.what();
+    if (message.find("allocate memory") != std::string::npos) return out_of_memory();
+    return {{"note", message.substr(0, message.find('\n'))}};
+  }
+}
+
+}  // namespace
+
+Json in_child(const std::function<Json()>& f) {
+  std::array<int, 2> ends;
+  if (pipe(ends.data()) != 0) fail("bench: cannot make a pipe: ", std::strerror(errno));
+  const pid_t child = fork();
+  if (child < 0) fail("bench: cannot start a process: ", std::strerror(errno));
+  if (child == 0) {
+    close(ends[0]);
+    const std::string answer = guarded(f).dump();
+    for (size_t done = 0; done < answer.size();) {
+      const ssize_t n = write(ends[1], answer.data() + done, answer.size() - done);
+      if (n <= 0) _exit(1);
+      done += static_cast<size_t>(n);
+    }
+    _exit(0);  // nothing of the parent's is flushed twice
+  }
+  close(ends[1]);
+  std::string answer;
+  std::array<char, 4096> buffer;
+  for (ssize_t n; (n = read(ends[0], buffer.data(), buffer.size())) > 0;) {
+    answer.append(buffer.data(), static_cast<size_t>(n));
+  }
+  close(ends[0]);
+  int status = 0;
+  waitpid(child, &status, 0);
+  if (WIFSIGNALED(status)) {
+    return {{"note", text("ended by signal ", WTERMSIG(status), WTERMSIG(status) == 9 ? ": out of memory" : "")}};
+  }
+  return Json::parse(answer);
+}
+
+int64_t resident_bytes() { return proc_bytes("/proc/self/status", "VmRSS"); }
+int64_t peak_bytes() { return proc_bytes("/proc/self/status", "VmHWM"); }
+
+double median_seconds(const std::function<void()>& f, double budget, int64_t most) {
+  const auto timed = [&] {
+    const auto start = std::chrono::steady_clock::now();
+    f();
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  };
+  double spent = timed();
+  if (spent > budget) return spent;
+  std::vector<double> times;
+  while (static_cast<int64_t>(times.size()) < most && (times.size() < 3 || spent < budget)) {
+    times.push_back(timed());
+    spent += times.back();
+  }
+  std::nth_element(times.begin(), times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2), times.end());
+  return times[times.size() / 2];
+}
+
+}  // namespace lineal

@@ -1,0 +1,127 @@
+// lineal bench: what mixers cost against the length of the text.
+#include <ATen/Parallel.h>
+
+#include <iomanip>
+#include <iostream>
+
+#include "bench/cell.h"
+#include "bench/mixers.h"
+#include "commands/command.h"
+#include "core/error.h"
+#include "core/registry.h"
+#include "mixers/mixer.h"
+
+namespace lineal {
+namespace {
+
+constexpr double kMiB = 1024.0 * 1024;
+
+struct Options {
+  std::vector<std::string> plans;
+  std::vector<int64_t> lengths = {256, 1024, 4096, 16384, 32768};
+  int64_t B = 1, D = 256, layers = 1;
+  double budget = 2;
+  bool json = false;
+};
+
+std::string cell_text(const Json& row, const char* key, int precision) {
+  std::ostringstream out;
+  if (row.contains(key)) {
+    out << std::fixed << std::setprecision(precision) << row[key].get<double>();
+  } else {
+    out << "-";
+  }
+  return out.str();
+}
+
+void print_row(const Json& row) {
+  std::cout << std::left << std::setw(16) << row["mixer"].get<std::string>() << std::right << std::setw(7)
+            << row["length"].get<int64_t>() << std::setw(12) << cell_text(row, "train_tokens_per_s", 0) << std::setw(13)
+            << cell_text(row, "prefill_tokens_per_s", 0) << std::setw(12) << cell_text(row, "decode_tokens_per_s", 0)
+            << std::setw(11) << cell_text(row, "train_mib", 1) << std::setw(13) << cell_text(row, "prefill_mib", 1)
+            << std::setw(12) << cell_text(row, "state_kib", 1);
+  if (row.contains("note")) std::cout << "  " << row["note"].get<std::string>();
+  std::cout << std::endl;
+}
+
+/// One mixer at every length. A pass that the length before tells would take over five budgets is left out.
+void measure_plan(const std::string& plan, const Options& options, Json& rows) {
+  MixerCell cell{.B = options.B, .D = options.D, .budget = options.budget};
+  const auto layer = parse_plan(plan);
+  for (int64_t i = 0; i < options.layers; ++i) cell.layers.insert(cell.layers.end(), layer.begin(), layer.end());
+  double train_per_token = 0, prefill_per_token = 0;
+  for (const int64_t T : options.lengths) {
+    const auto tokens = static_cast<double>(options.B * T), most = 5 * options.budget;
+    cell.T = T;
+    cell.prefill = prefill_per_token * tokens <= most;
+    cell.train = train_per_token * tokens <= most;
+    const Json found = in_child([&] { return measure(cell); });
+    Json row = {{"mixer", plan}, {"length", T}};
+    const auto per_second = [&](const char* key, const char* name, double count) {
+      if (found.contains(key)) row[name] = count / found[key].get<double>();
+    };
+    per_second("train", "train_tokens_per_s", tokens);
+    per_second("prefill", "prefill_tokens_per_s", tokens);
+    per_second("decode", "decode_tokens_per_s", static_cast<double>(options.B));
+    if (found.contains("train")) {
+      row["train_mib"] = found["train_bytes"].get<double>() / kMiB;
+      train_per_token = found["train"].get<double>() / tokens;
+    }
+    if (found.contains("prefill")) {
+      row["prefill_mib"] = found["prefill_bytes"].get<double>() / kMiB;
+      row["state_kib"] = found["state_bytes"].get<double>() / 1024;
+      prefill_per_token = found["prefill"].get<double>() / tokens;
+    }
+    if (found.contains("note")) {
+      row["note"] = found["note"];
+    } else if (!cell.train) {
+      row["note"] = text("training left out: over ", std::lround(train_per_token * tokens), " s a pass; --seconds ",
+                         std::ceil(train_per_token * tokens / 5), " admits it");
+    }
+    if (!options.json) print_row(row);
+    rows.push_back(std::move(row));
+  }
+}
+
+int run(const std::vector<std::string>& args) {
+  CLI::App app("tokens per second, memory and state of mixers against length; every cell in a process of its own",
+               "bench");
+  Options options;
+  app.add_option("mixer", options.plans, "mixers, or plans such as 'ttt_linear(mini_batch_size=32)'; default: all");
+  app.add_option("--lengths", options.lengths, "tokens of a sequence")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 1 << 24))
+      ->capture_default_str();
+  app.add_option("--hidden-size", options.D, "width")->check(CLI::Range(1, 1 << 20))->capture_default_str();
+  app.add_option("--layers", options.layers, "mixers one after another")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  app.add_option("--batch", options.B, "sequences")->check(CLI::Range(1, 1 << 20))->capture_default_str();
+  app.add_option("--seconds", options.budget, "time for each measurement")
+      ->check(CLI::Range(0.01, 3600.0))
+      ->capture_default_str();
+  app.add_flag("--json", options.json, "for scripts");
+  add_threads(app);
+  if (!parse(app, args)) return 0;
+  if (options.plans.empty()) options.plans = names<MixerSpec>();
+  for (const auto& plan : options.plans) parse_plan(plan);
+
+  if (!options.json) {
+    std::cout << "width " << options.D << ", " << options.layers << " layer" << (options.layers > 1 ? "s" : "")
+              << ", batch " << options.B << ", " << at::get_num_threads()
+              << " threads, float32; medians; memory: peak of each cell's own process over its start\n"
+              << "mixer            length train tok/s prefill tok/s  decode t/s  train MiB  prefill MiB   state KiB\n";
+  }
+  Json rows = Json::array();
+  for (const auto& plan : options.plans) measure_plan(plan, options, rows);
+  if (options.json) std::cout << rows.dump() << "\n";
+  return 0;
+}
+
+}  // namespace
+
+extern const CommandSpec bench_spec;
+const CommandSpec bench_spec = {
+    .name = "bench", .help = "tokens per second, memory and state of mixers against length", .run = run};
+
+}  // namespace lineal
