@@ -1,4 +1,6 @@
 // Reads a text with a model and prints what it thinks the next byte is; the state is all that is kept of the text.
+#include <ATen/ATen.h>
+#include <core/error.h>
 #include <interop/load.h>
 
 #include <cstring>

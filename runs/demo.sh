@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# make demo [DATA=path]: train a small TTT-Linear model, measure it, plot it, sample from it. Under six minutes on two
+# cores. Without DATA the text is the Python library of this machine. Everything printed is computed in this run.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+lineal=build/lineal
+out=runs/demo
+context=512
+seconds=${DEMO_SECONDS:-180}  # of training
+model=(--layers 'ttt_linear*5' --hidden-size 128 --intermediate-size 352)
+say() { printf '\n== %s\n' "$1"; }
+
+rm -rf "$out"
+mkdir -p "$out"
+python=python3
+[[ -x .venv/bin/python ]] && python=.venv/bin/python
+if ! "$python" -c 'import matplotlib' 2>/dev/null; then
+  [[ -x .venv/bin/python ]] || python3 -m venv .venv
+  python=.venv/bin/python
+  "$python" -m pip install --quiet --disable-pip-version-check matplotlib
+fi
+
+say "text"
+"$python" runs/demo.py gather "$out/text" "${1:-}"
+
+steps=$("$lineal" bench model "${model[@]}" --batch 8 --lengths "$context" --steps 4 --json |
+  "$python" runs/demo.py steps "$seconds")
+say "training: $steps steps, about $seconds s on this machine"
+"$lineal" train "$out/text/train" -o "$out/run" "${model[@]}" -c "$context" --batch-size 8 --steps "$steps" \
+  --lr 3e-3 --min-lr 3e-4 --validation 0 --log-every $((steps / 8 + 1)) --save-every "$steps"
+
+say "loss"
+"$lineal" eval -m "$out/run" "$out/text/validation" --json >"$out/eval.json"
+"$python" runs/demo.py compare "$out/text/validation" "$out/eval.json"
+"$lineal" eval -m "$out/run" "$out/text/validation" --max-context $((16 * context)) --buckets 64 --json \
+  >"$out/positions.json"
+"$python" runs/demo.py plot "$out/positions.json" "$context" "$out/loss_by_position.png"
+
+say "a sample"
+"$lineal" generate -m "$out/run" -p 'def ' -n 300 --temp 0.7 -s 1
+
+say "read a document into a state, go on from it in another process"
+document=$(find "$out/text/validation" -type f | sort | head -1)
+"$lineal" read "$document" -m "$out/run" -o "$out/document.state"
+ls -l "$document" "$out/document.state" | awk '{print $5 " bytes  " $NF}'
+"$lineal" generate -m "$out/run" --state "$out/document.state" -n 150 --temp 0.7 -s 1
