@@ -38,8 +38,8 @@ void fail_unknown(std::string_view who, std::string_view what, std::string_view 
   std::string known;
   for (const auto& candidate : candidates) known += (known.empty() ? "" : ", ") + candidate;
   const std::string near = nearest(name, candidates);
-  fail(who, who.empty() ? "" : ": ", "unknown ", what, " '", name, "'", near.empty() ? "" : "; did you mean '" + near + "'?",
-       " (known: ", known, ")");
+  fail(who, who.empty() ? "" : ": ", "unknown ", what, " '", name, "'",
+       near.empty() ? "" : "; did you mean '" + near + "'?", " (known: ", known, ")");
 }
 
 }  // namespace lineal
