@@ -17,11 +17,17 @@ class Replay {
  public:
   Replay(bool autocast, at::ScalarType type, const Tensor& random)
       : autocast_(at::autocast::is_autocast_enabled(at::kCPU)),
+        cached_(at::autocast::is_autocast_cache_enabled()),
         type_(at::autocast::get_autocast_dtype(at::kCPU)),
         random_(at::detail::getDefaultCPUGenerator().get_state()) {
     set(autocast, type, random);
+    // Nobody would clear copies of parameters made here: they would be used after the next update.
+    at::autocast::set_autocast_cache_enabled(false);
   }
-  ~Replay() { set(autocast_, type_, random_); }
+  ~Replay() {
+    set(autocast_, type_, random_);
+    at::autocast::set_autocast_cache_enabled(cached_);
+  }
   Replay(const Replay&) = delete;
   Replay& operator=(const Replay&) = delete;
 
@@ -32,7 +38,7 @@ class Replay {
     auto generator = at::detail::getDefaultCPUGenerator();
     generator.set_state(random);
   }
-  bool autocast_;
+  bool autocast_, cached_;
   at::ScalarType type_;
   Tensor random_;
 };

@@ -13,7 +13,8 @@ const ObjectiveSpec causal_lm_spec = {
     .causal = true,
     .players = [](const std::shared_ptr<LanguageModel>& model) -> std::vector<Player> {
       const auto loss = [model](const Batch& batch, State& state) {
-        const Tensor logits = model->forward(batch.inputs, state, batch.segments).to(at::kFloat);  // [B, T, N]
+        Tensor logits = model->forward(batch.inputs, state, batch.segments);  // [B, T, N]
+        if (logits.scalar_type() != at::kDouble) logits = logits.to(at::kFloat);
         const Tensor nats = at::cross_entropy_loss(logits.flatten(0, 1), batch.targets.flatten(), {},
                                                    at::Reduction::None);  // [B * T]
         return (nats * batch.mask.flatten()).sum() / batch.mask.sum().clamp_min(1);

@@ -1,0 +1,178 @@
+#include "train/run.h"
+
+#include <ATen/ATen.h>
+
+#include <fstream>
+
+#include "core/error.h"
+#include "core/file.h"
+#include "testing/temporary_folder.h"
+#include "testing/testing.h"
+#include "testing/throws_error.h"
+
+namespace lineal {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr int64_t kSteps = 7;
+
+TrainConfig config_of(const Json& more = Json::object()) {
+  TrainConfig config;
+  Json fields = {{"steps", kSteps}, {"batch_size", 2}, {"context", 13},   {"segment", 5},
+                 {"log_every", 2},  {"eval_every", 3}, {"save_every", 2}, {"keep", 2}};
+  fields.update(more);
+  config.read(fields, "test");
+  return config;
+}
+
+Batch batch_of(int64_t number) {
+  const Tensor tokens = normal({2, 14}, 100 + static_cast<uint64_t>(number)).mul(1000).to(at::kLong).remainder(29);
+  return {tokens.slice(1, 0, 13), tokens.slice(1, 1, 14), at::ones({2, 13}), {}};
+}
+
+std::unique_ptr<Trainer> trainer_of(const TrainConfig& config) {
+  at::manual_seed(5);
+  LanguageModelConfig model;
+  model.vocab_size = 29;
+  model.hidden_size = 12;
+  model.intermediate_size = 20;
+  model.layers = parse_plan("ttt_linear*2", {{"num_attention_heads", 3}, {"mini_batch_size", 4}});
+  TrainData data;
+  data.batch = batch_of;
+  data.validation = [](int64_t number) { return batch_of(1000 + number); };
+  data.validation_batches = 2;
+  return std::make_unique<Trainer>(std::make_shared<LanguageModel>(model), config, data);
+}
+
+Reporter quiet;
+
+/// Trains until `stop_at` steps are made; true when the run is done.
+bool run_until(RunFolder& folder, int64_t stop_at, const Json& more = Json::object()) {
+  const auto trainer = trainer_of(config_of(more));
+  const double elapsed = restore(*trainer, folder);
+  return train(*trainer, folder, elapsed, quiet, [&] { return trainer->steps_done() >= stop_at; });
+}
+
+/// Every file of a run but timings, by name.
+std::map<std::string, std::string> content(const fs::path& run) {
+  std::map<std::string, std::string> files;
+  for (const auto& entry : fs::recursive_directory_iterator(run)) {
+    if (entry.is_regular_file()) files[fs::relative(entry.path(), run)] = read_file(entry.path());
+  }
+  std::istringstream lines(files["metrics.jsonl"]);
+  std::string rest;
+  for (std::string line; std::getline(lines, line);) {
+    Json json = Json::parse(line);
+    json.erase("elapsed");
+    json.erase("tokens_per_second");
+    rest += json.dump() + "\n";
+  }
+  files["metrics.jsonl"] = rest;
+  return files;
+}
+
+TEST(Run, ResumedAtAnyStepEqualsUninterruptedBitForBit) {
+  const TemporaryFolder folder;
+  run_until(*RunFolder::create(folder / "whole", {{"a", 1}}), 1 << 20);
+  const auto whole = content(folder / "whole");
+  ASSERT_TRUE(whole.contains("checkpoints/step-7/optimizer.safetensors"));
+  ASSERT_TRUE(whole.contains("checkpoints/step-6/model.safetensors"));
+  EXPECT_FALSE(whole.contains("checkpoints/step-4/model.safetensors"));  // keep 2
+  for (int64_t stop = 1; stop < kSteps; ++stop) {
+    const fs::path path = folder / ("cut" + std::to_string(stop));
+    EXPECT_FALSE(run_until(*RunFolder::create(path, {{"a", 1}}), stop));
+    at::rand({17});  // a process that resumes has another random state
+    EXPECT_TRUE(run_until(*RunFolder::open(path), 1 << 20));
+    const auto found = content(path);
+    for (const auto& [name, bytes] : whole) {
+      ASSERT_TRUE(found.contains(name)) << name;
+      EXPECT_TRUE(found.at(name) == bytes) << name << " differs after stopping at " << stop;
+    }
+    EXPECT_EQ(found.size(), whole.size()) << stop;
+  }
+}
+
+TEST(Run, MetricsBeyondTheCheckpointAndLeftoversOfAKilledWriteGo) {
+  const TemporaryFolder folder;
+  const fs::path whole = folder / "whole", cut = folder / "cut";
+  run_until(*RunFolder::create(whole, Json::object()), 1 << 20);
+  run_until(*RunFolder::create(cut, Json::object()), 4);
+  std::ofstream(cut / "metrics.jsonl", std::ios::app) << "{\"step\":6,\"loss\":1}\n{\"st";
+  fs::create_directories(cut / "checkpoints/.step-6.writing");
+  std::ofstream(cut / "checkpoints/.step-6.writing/model.safetensors") << "half";
+  fs::create_directories(cut / "checkpoints/.step-2.removing");
+  std::ofstream(cut / ".lineal-99-0.tmp") << "half";
+  EXPECT_TRUE(run_until(*RunFolder::open(cut), 1 << 20));
+  EXPECT_EQ(content(cut), content(whole));
+}
+
+TEST(Run, MetricsHoldWhatWasMeasured) {
+  const TemporaryFolder folder;
+  run_until(*RunFolder::create(folder / "run", Json::object()), 1 << 20);
+  std::istringstream lines(read_file(folder / "run" / "metrics.jsonl"));
+  std::vector<int64_t> steps;
+  for (std::string text; std::getline(lines, text);) {
+    const Json line = Json::parse(text);
+    const auto step = line["step"].get<int64_t>();
+    steps.push_back(step);
+    EXPECT_EQ(line["tokens"], step * 26);
+    EXPECT_NEAR(line["bits_per_token"].get<double>() * std::log(2.0), line["loss"].get<double>(), 1e-12);
+    EXPECT_EQ(line.contains("validation_loss"), step % 3 == 0 || step == kSteps) << step;
+    EXPECT_EQ(line.contains("layers.1.inner_loss_after"), step % 2 == 0 || step == kSteps) << step;
+    for (const char* name : {"lr", "grad_norm", "tokens_per_second", "elapsed"}) EXPECT_TRUE(line.contains(name));
+  }
+  EXPECT_EQ(steps, (std::vector<int64_t>{2, 3, 4, 6, 7}));
+}
+
+TEST(Run, AFolderIsNotUsedTwice) {
+  const TemporaryFolder folder;
+  const fs::path path = folder / "run";
+  {
+    const auto run = RunFolder::create(path, Json::object());
+    EXPECT_TRUE(throws_error([&] { RunFolder::open(path); }, {"another process", path.string()}));
+  }
+  EXPECT_TRUE(throws_error([&] { RunFolder::create(path, Json::object()); }, {"--resume", path.string()}));
+  EXPECT_TRUE(throws_error([&] { RunFolder::open(folder / "none"); }, {"no run to resume", "config.json"}));
+  fs::create_directories(folder / "full");
+  std::ofstream(folder / "full" / "notes.txt") << "mine";
+  EXPECT_TRUE(throws_error([&] { RunFolder::create(folder / "full", Json::object()); }, {"not empty", "notes.txt"}));
+  EXPECT_TRUE(throws_error([&] { RunFolder::create(folder / "full/notes.txt/run", Json::object()); }, {"notes.txt"}));
+}
+
+TEST(Run, AFailedWriteLeavesNoCheckpoint) {
+  const TemporaryFolder folder;
+  const auto run = RunFolder::create(folder / "run", Json::object());
+  const auto write = [](const fs::path& dir) {
+    write_atomic(dir / "model.safetensors", "half");
+    fail("no space left");
+  };
+  EXPECT_TRUE(throws_error([&] { run->save(3, 0, 1, write); }, {"no space left"}));
+  EXPECT_TRUE(fs::is_empty(folder / "run" / "checkpoints"));
+  EXPECT_FALSE(run->newest());
+}
+
+TEST(Run, DamagedCheckpointsAreErrorsThatNameTheFile) {
+  const TemporaryFolder folder;
+  const fs::path path = folder / "run", last = path / "checkpoints/step-2";
+  run_until(*RunFolder::create(path, Json::object()), 2);
+  for (const char* name : {"model.safetensors", "optimizer.safetensors", "trainer.json"}) {
+    const std::string whole = read_file(last / name);
+    for (const size_t size : {size_t{0}, size_t{5}, whole.size() / 2, whole.size() - 3}) {
+      write_atomic(last / name, whole.substr(0, size));
+      const auto run = RunFolder::open(path);
+      EXPECT_TRUE(throws_error([&] { restore(*trainer_of(config_of()), *run); }, {(last / name).string()})) << size;
+    }
+    write_atomic(last / name, whole);
+  }
+  const auto run = RunFolder::open(path);
+  write_atomic(last / "trainer.json", "{\"step\": 1, \"metrics_lines\": 1}");
+  EXPECT_TRUE(throws_error([&] { restore(*trainer_of(config_of()), *run); }, {"step is 1, expected 2"}));
+  write_atomic(last / "trainer.json", "{\"step\": 2, \"metrics_lines\": 1000}");
+  EXPECT_TRUE(throws_error([&] { restore(*trainer_of(config_of()), *run); }, {"metrics.jsonl", "1000"}));
+  write_atomic(last / "trainer.json", "{\"step\": 2, \"metrics_lines\": -1}");
+  EXPECT_TRUE(throws_error([&] { restore(*trainer_of(config_of()), *run); }, {"metrics_lines is -1"}));
+}
+
+}  // namespace
+}  // namespace lineal
