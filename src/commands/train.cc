@@ -1,0 +1,272 @@
+// lineal train: learns a model from text, or goes on with a run.
+#include <ATen/ATen.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <csignal>
+#include <iomanip>
+#include <iostream>
+
+#include "commands/command.h"
+#include "core/registry.h"
+#include "data/batches.h"
+#include "interop/load.h"
+#include "train/run.h"
+
+namespace lineal {
+namespace {
+
+volatile std::sig_atomic_t interrupted = 0;
+
+/// The first signal lets the step finish; the second ends the program.
+void interrupt(int) {
+  if (interrupted) ::_exit(130);
+  interrupted = 1;
+  constexpr char kMessage[] = "\nfinishing this step and saving; once more to quit at once\n";
+  (void)!::write(STDERR_FILENO, kMessage, sizeof kMessage - 1);
+}
+
+std::string short_number(double value) {
+  std::ostringstream out;
+  const char* unit = value >= 1e9 ? "G" : value >= 1e6 ? "M" : value >= 1e3 ? "k" : "";
+  const double scaled = value >= 1e9 ? value / 1e9 : value >= 1e6 ? value / 1e6 : value >= 1e3 ? value / 1e3 : value;
+  out << std::fixed << std::setprecision(scaled < 100 && *unit ? 1 : 0) << scaled << unit;
+  return out.str();
+}
+
+std::string duration(double seconds) {
+  const auto total = static_cast<int64_t>(seconds);
+  std::ostringstream out;
+  if (total >= 3600) out << total / 3600 << ":" << std::setw(2) << std::setfill('0');
+  out << total / 60 % 60 << ":" << std::setw(2) << std::setfill('0') << total % 60;
+  return out.str();
+}
+
+/// A bar on a terminal, a line per log step elsewhere, JSON for scripts.
+class Console : public Reporter {
+ public:
+  explicit Console(bool json) : json_(json), bar_(!json && ::isatty(STDERR_FILENO)) {}
+  ~Console() override {
+    if (drawn_) std::cerr << "\n";
+  }
+
+  void step(int64_t done, int64_t steps, const StepResult& result, double tokens_per_second) override {
+    if (!bar_) return;
+    const auto seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+    if (first_ < 0) first_ = done - 1;
+    const double each = seconds / static_cast<double>(done - first_);
+    constexpr int64_t kWidth = 24;
+    const int64_t filled = done * kWidth / steps;
+    std::cerr << "\r\033[K[" << std::string(static_cast<size_t>(filled), '=')
+              << std::string(static_cast<size_t>(kWidth - filled), ' ') << "] " << done << "/" << steps << "  loss "
+              << std::fixed << std::setprecision(4) << result.loss << "  " << short_number(tokens_per_second)
+              << " tokens/s  " << duration(each * static_cast<double>(steps - done)) << " left" << std::flush;
+    drawn_ = true;
+  }
+
+  void metrics(const Json& line) override {
+    if (json_) {
+      std::cout << line.dump() << std::endl;
+      return;
+    }
+    if (bar_ && !line.contains("validation_loss")) return;
+    if (drawn_) std::cerr << "\r\033[K" << std::flush;
+    std::ostringstream out;
+    out << "step " << line["step"] << "  loss " << std::fixed << std::setprecision(4) << line["loss"].get<double>()
+        << " (" << line["bits_per_token"].get<double>() << " bits)";
+    if (line.contains("validation_loss")) {
+      out << "  validation " << line["validation_loss"].get<double>() << " ("
+          << line["validation_bits_per_token"].get<double>() << " bits)";
+    }
+    out << "  lr " << std::defaultfloat << line["lr"].get<double>() << "  grad norm " << std::setprecision(3)
+        << line["grad_norm"].get<double>() << "  " << short_number(line["tokens_per_second"].get<double>())
+        << " tokens/s";
+    std::cout << out.str() << std::endl;
+  }
+
+ private:
+  bool json_, bar_, drawn_ = false;
+  int64_t first_ = -1;
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+/// Everything that config.json says of a run.
+struct Plan {
+  TrainConfig train;
+  std::vector<std::string> data;
+  std::string text_field = "text";
+  std::string init;  // a model directory to start from; empty: from random parameters
+  Json model;        // LanguageModelConfig::to_json(), when init is empty
+  Json corpus;       // what the data held, so that resuming on other data is refused
+
+  Json to_json() const {
+    return {{"train", train.write()}, {"data", data},   {"text_field", text_field},
+            {"init", init},           {"model", model}, {"corpus", corpus}};
+  }
+
+  static Plan from_json(const Json& json, const std::string& who) {
+    Plan plan;
+    try {
+      plan.train.read(json.at("train"), who);
+      plan.data = json.at("data").get<std::vector<std::string>>();
+      plan.text_field = json.at("text_field").get<std::string>();
+      plan.init = json.at("init").get<std::string>();
+      plan.model = json.at("model");
+      plan.corpus = json.at("corpus");
+    } catch (const Json::exception& error) {
+      fail(who, ": not the configuration of a run: ", error.what());
+    }
+    return plan;
+  }
+};
+
+LoadedModel make_model(const Plan& plan, const std::string& who) {
+  at::manual_seed(static_cast<uint64_t>(plan.train.seed));
+  if (!plan.init.empty()) return load_model(plan.init);
+  const auto config = LanguageModelConfig::from_json(plan.model, who);
+  return {std::make_shared<LanguageModel>(config), find<TokenizerSpec>(config.tokenizer, who).make()};
+}
+
+/// Training and validation batches, and what they were cut from.
+struct Text {
+  TrainData batches;
+  Json corpus;
+  std::string uncached;  // why its tokens are in memory, see TokenStore
+};
+
+Text open_text(const Plan& plan, const LoadedModel& loaded) {
+  const std::string& tokenizer = loaded.model->config().tokenizer;
+  TokenStoreOptions options;
+  options.text.text_field = plan.text_field;
+  const auto store = TokenStore::open(plan.data, tokenizer_of(loaded, "train"), tokenizer, options);
+  const TrainConfig& config = plan.train;
+  const auto seed = static_cast<uint64_t>(config.seed);
+  const Split parts = split(store, config.validation, seed);
+  TrainData data;
+  data.batch = [batches = std::make_shared<Batches>(parts.train, config.batch_size, config.context, seed)](
+                   int64_t number) { return batches->at(number); };
+  if (config.validation > 0) {
+    constexpr int64_t kMostTokens = 2048;  // of a call; the state is carried from one to the next
+    const auto validation = std::make_shared<SequentialBatches>(parts.validation, config.batch_size,
+                                                                std::min(config.segment_length(), kMostTokens));
+    data.validation = [validation](int64_t number) { return validation->at(number); };
+    data.validation_batches = validation->steps();
+  }
+  const Json corpus = {
+      {"tokens", store->size()}, {"documents", store->documents()}, {"train_tokens", parts.train.tokens()}};
+  return {data, corpus, store->uncached()};
+}
+
+void print_start(const LoadedModel& loaded, const Text& text) {
+  const auto tokens = text.corpus["tokens"].get<double>(), train_tokens = text.corpus["train_tokens"].get<double>();
+  if (!text.uncached.empty()) std::cerr << "tokens are kept in memory: " << text.uncached << "\n";
+  std::cerr << "model: " << short_number(static_cast<double>(loaded.model->parameter_count()))
+            << " parameters; text: " << short_number(train_tokens) << " tokens to learn from, "
+            << short_number(tokens - train_tokens) << " to validate on\n";
+}
+
+int run(const std::vector<std::string>& args) {
+  CLI::App app("learns a model from text, or goes on with a run", "train");
+  Plan plan;
+  LanguageModelConfig model;
+  std::string out, resume, layers = "ttt_linear*4";
+  int64_t heads = 0;
+  bool json = false;
+  app.add_option("data", plan.data, "files or folders of text, .jsonl and .gz too; - is standard input");
+  app.add_option("-o,--out", out, "folder of the run, runs/NAME");
+  app.add_option("--resume", resume, "folder of a run to go on with; takes no other flags but --steps, -t and --json");
+  app.add_option("--init", plan.init, "model directory or run to start from");
+  app.add_option("--text-field", plan.text_field, "field of a JSON line that holds its text");
+  app.add_flag("--json", json, "a line of JSON per log step");
+  add_threads(app);
+  const size_t before_model = app.get_options().size();
+  app.add_option("--layers", layers, "mixers, such as 'ttt_linear(mini_batch_size=32)*3, identity' (lineal list)");
+  app.add_option("--num-attention-heads", heads, "heads of every mixer that has them")->check(CLI::Range(1, 1 << 20));
+  add_fields(app, model, "train", {"vocab_size"});
+  const size_t after_model = app.get_options().size();
+  add_fields(app, plan.train, "train", {"seed", "context"});
+  for (Field& field : plan.train.fields()) {
+    if (field.name != "seed" && field.name != "context") continue;
+    const std::string name = field.name == "seed" ? "-s,--seed" : "-c,--context";
+    app.add_option_function<std::string>(
+           name, [field](const std::string& value) mutable { field.parse(value, "train"); }, field.help)
+        ->type_name(field.admits())
+        ->default_str(field.get().dump());
+  }
+  if (!parse(app, args)) return 0;
+
+  const auto options = app.get_options();
+  std::unique_ptr<RunFolder> folder;
+  if (!resume.empty()) {
+    const std::vector<std::string> may = {"--resume", "--steps", "-t,--threads", "--json"};
+    for (const CLI::Option* option : options) {
+      if (option->count() == 0 || std::find(may.begin(), may.end(), option->get_name(false, true)) != may.end())
+        continue;
+      fail("train: ", option->get_name(false, true), " cannot change in a run that goes on, expected --resume ", resume,
+           " alone, or with --steps, -t, --json");
+    }
+    folder = RunFolder::open(resume);
+    const int64_t steps = plan.train.steps;
+    plan = Plan::from_json(folder->config(), (folder->path() / "config.json").string());
+    if (app.get_option("--steps")->count() > 0) plan.train.steps = steps;
+  } else {
+    if (out.empty()) fail("train: no folder for the run, expected --out runs/NAME (or --resume runs/NAME)");
+    if (plan.data.empty()) fail("train: no text to learn from, expected files or folders before --out");
+    if (!plan.init.empty()) {
+      for (size_t i = before_model; i < after_model; ++i) {
+        if (options[i]->count() > 0)
+          fail("train: ", options[i]->get_name(), " does not go with --init, whose model has it");
+      }
+    } else {
+      Json defaults = Json::object();
+      if (heads > 0) defaults["num_attention_heads"] = heads;
+      model.layers = parse_plan(layers, defaults);
+      model.vocab_size = find<TokenizerSpec>(model.tokenizer, "train").make()->vocab_size();
+      model.validate("train");
+      plan.model = model.to_json();
+    }
+    plan.train.validate("train");
+  }
+
+  const LoadedModel loaded = make_model(plan, "train");
+  const Text text = open_text(plan, loaded);
+  Trainer trainer(loaded.model, plan.train, text.batches);
+  if (folder && plan.corpus != text.corpus) {
+    fail("train: the text has changed since ", resume, " began: ", text.corpus.dump(), ", expected ",
+         plan.corpus.dump());
+  }
+  std::signal(SIGINT, interrupt);
+  std::signal(SIGTERM, interrupt);
+  plan.corpus = text.corpus;
+  if (!folder) {
+    folder = RunFolder::create(out, plan.to_json());
+  } else if (plan.to_json() != folder->config()) {
+    folder->set_config(plan.to_json());
+  }
+  const double elapsed = restore(trainer, *folder);
+  if (trainer.steps_done() >= plan.train.steps) {
+    fail("train: ", folder->path().string(), " has made ", trainer.steps_done(), " of ", plan.train.steps,
+         " steps; --steps ", trainer.steps_done() * 2, " would go on");
+  }
+
+  if (!json) print_start(loaded, text);
+  bool done = false;
+  {
+    Console console(json);
+    done = train(trainer, *folder, elapsed, console, [] { return interrupted != 0; });
+  }
+  if (done) {
+    if (!json) std::cerr << "saved " << folder->newest()->path.string() << "\n";
+    return 0;
+  }
+  std::cerr << "stopped after step " << trainer.steps_done() << " of " << plan.train.steps
+            << "; go on with: lineal train --resume " << folder->path().string() << "\n";
+  return 130;
+}
+
+}  // namespace
+
+extern const CommandSpec train_spec;
+const CommandSpec train_spec = {.name = "train", .help = "learn a model from text, or resume a run", .run = run};
+
+}  // namespace lineal

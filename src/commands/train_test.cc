@@ -1,0 +1,271 @@
+// lineal train as a user meets it: mistakes, interruptions, kills, full disks.
+#include <sys/mount.h>
+
+#include <chrono>
+#include <fstream>
+#include <map>
+#include <random>
+#include <thread>
+
+#include "core/config.h"
+#include "testing/program.h"
+
+namespace lineal {
+namespace {
+
+namespace fs = std::filesystem;
+using Args = std::vector<std::string>;
+
+void pause(double seconds) { std::this_thread::sleep_for(std::chrono::duration<double>(seconds)); }
+
+class TrainProgram : public ::testing::Test {
+ protected:
+  TrainProgram() {
+    std::ofstream text(folder_ / "text.txt");
+    std::mt19937 random(7);
+    for (int i = 0; i < 900; ++i) text << "line " << i << " of " << random() % 97 << (i % 13 == 0 ? "\n\n" : "\n");
+  }
+
+  /// A tiny model on the text; flags in `more` replace the same ones here.
+  Args tiny(const std::string& run, const Args& more = {}) const {
+    Args args = {"train", folder_ / "text.txt", "--out", folder_ / run};
+    const std::vector<std::pair<std::string, std::string>> flags = {{"--layers", "ttt_linear(mini_batch_size=8)"},
+                                                                    {"--num-attention-heads", "3"},
+                                                                    {"--hidden-size", "12"},
+                                                                    {"--intermediate-size", "20"},
+                                                                    {"--batch-size", "2"},
+                                                                    {"-c", "37"},
+                                                                    {"--validation", "0.1"},
+                                                                    {"-t", "1"}};
+    for (const auto& [flag, value] : flags) {
+      const auto same = [&flag = flag](const std::string& word) {
+        return word == flag || word.starts_with(flag + "=");
+      };
+      if (std::none_of(more.begin(), more.end(), same)) args.insert(args.end(), {flag, value});
+    }
+    args.insert(args.end(), more.begin(), more.end());
+    return args;
+  }
+  ProgramResult run(const Args& args) const { return run_program(args, folder_.path()); }
+  ProgramResult resume(const std::string& name, const Args& more = {}) const {
+    Args args = {"train", "--resume", folder_ / name, "-t", "1"};
+    args.insert(args.end(), more.begin(), more.end());
+    return run(args);
+  }
+  fs::path checkpoint(const std::string& name, int64_t step) const {
+    return folder_ / name / "checkpoints" / ("step-" + std::to_string(step));
+  }
+  static bool wait_for(Program& program, const std::function<bool()>& condition) {
+    while (!condition()) {
+      if (!program.running()) return false;
+      pause(0.001);
+    }
+    return true;
+  }
+
+  TemporaryFolder folder_;
+};
+
+/// Every file of a run but timings, by name.
+std::map<std::string, std::string> content(const fs::path& run) {
+  std::map<std::string, std::string> files;
+  for (const auto& entry : fs::recursive_directory_iterator(run)) {
+    if (entry.is_regular_file()) files[fs::relative(entry.path(), run)] = read_file(entry.path());
+  }
+  std::istringstream lines(files["metrics.jsonl"]);
+  std::string rest;
+  for (std::string line; std::getline(lines, line);) {
+    Json json = Json::parse(line);
+    json.erase("elapsed");
+    json.erase("tokens_per_second");
+    rest += json.dump() + "\n";
+  }
+  files["metrics.jsonl"] = rest;
+  return files;
+}
+
+TEST_F(TrainProgram, MistakesEndInOneLineAndLeaveNothing) {
+  const std::string text = folder_ / "text.txt", out = folder_ / "run";
+  std::ofstream(folder_ / "empty.txt");
+  const auto with = [&](const Args& more) { return run(tiny("run", more)); };
+  const std::vector<std::pair<Args, std::vector<std::string>>> cases = {
+      {{"--hiden-size", "8"}, {"--hiden-size", "did you mean '--hidden-size'"}},
+      {{"--steps", "0"}, {"steps is 0", "from 1"}},
+      {{"--batch-size=-3"}, {"batch_size is -3", "from 1"}},
+      {{"--steps", "99999999999999999999"}, {"steps is"}},
+      {{"--lr", "fast"}, {"lr is 'fast'", "a number"}},
+      {{"--min-lr", "0.5"}, {"min_lr is 0.5"}},
+      {{"--carry", "detachd"}, {"carry is", "detached differentiable"}},
+      {{"--num-attention-heads", "5"}, {"num_attention_heads is 5", "divisor of hidden_size 12"}},
+      {{"--objective", "causal_ml"}, {"did you mean 'causal_lm'"}},
+      {{"--lr-scale", "*.W7=2"}, {"lr_scale", "*.W7"}},
+      {{"--tokenizer", "byte"}, {"did you mean 'bytes'"}},
+      {{"--batch-size", "1048576", "--accumulate", "1048576"}, {"GiB", "batch_size 1048576"}},
+      {{"--init", folder_ / "nothing"}, {"--init"}},
+      {{"surplus.txt"}, {"surplus.txt"}},
+  };
+  for (const auto& [more, parts] : cases) EXPECT_TRUE(refused(with(more), parts)) << more[0];
+  const Args base = {"train", text, "--out", out, "-t", "1"};
+  const auto only = [&](Args more) {
+    more.insert(more.begin(), base.begin(), base.end());
+    return run(more);
+  };
+  EXPECT_TRUE(refused(only({"--layers", "ttt_linaer*2"}), {"unknown mixer 'ttt_linaer'", "did you mean 'ttt_linear'"}));
+  EXPECT_TRUE(refused(only({"--layers", "ttt_linear(mini_batch_siz=3)"}),
+                      {"'mini_batch_siz'", "did you mean 'mini_batch_size'"}));
+  EXPECT_TRUE(refused(only({"--layers", "ttt_linear*0"}), {"count is '0'"}));
+  EXPECT_TRUE(refused(only({"--hidden-size", "1048576"}), {"hidden_size 1048576", "GiB"}));
+  EXPECT_TRUE(refused(only({"--init", folder_ / "nothing"}), {"nothing", "does not exist"}));
+  EXPECT_TRUE(refused(run({"train", "--out", out}), {"no text"}));
+  EXPECT_TRUE(refused(run({"train", text}), {"--out"}));
+  EXPECT_TRUE(refused(run({"train", folder_ / "missing.txt", "--out", out}), {"missing.txt"}));
+  EXPECT_TRUE(refused(run({"train", folder_ / "empty.txt", "--out", out}), {"empty.txt"}));
+  EXPECT_TRUE(refused(run({"train", "--resume", folder_ / "none"}), {"no run to resume"}));
+  EXPECT_FALSE(fs::exists(out));
+}
+
+TEST_F(TrainProgram, FoldersThatCannotBeWritten) {
+  Args args = tiny("run", {"--steps", "1"});
+  for (const std::string& out : {std::string("/proc/lineal/run"), (folder_ / "text.txt/run").string()}) {
+    args[3] = out;
+    EXPECT_TRUE(refused(run(args), {"cannot make the folder " + out}));
+  }
+}
+
+TEST_F(TrainProgram, ARunIsNotStartedTwiceAndGoesOnWithMoreSteps) {
+  ASSERT_EQ(run(tiny("run", {"--steps", "2"})).code, 0);
+  EXPECT_TRUE(refused(run(tiny("run", {"--steps", "2"})), {"--resume"}));
+  EXPECT_TRUE(refused(resume("run", {"--lr", "0.5"}), {"--lr cannot change"}));
+  EXPECT_TRUE(refused(resume("run"), {"has made 2 of 2 steps"}));
+  EXPECT_EQ(resume("run", {"--steps", "3", "--json"}).code, 0);
+  EXPECT_TRUE(fs::exists(checkpoint("run", 3) / "model.safetensors"));
+  std::ofstream(folder_ / "text.txt", std::ios::app) << "one more line";
+  EXPECT_TRUE(refused(resume("run", {"--steps", "4", "--json"}), {"the text has changed"}));
+}
+
+TEST_F(TrainProgram, StartsFromAModel) {
+  ASSERT_EQ(run(tiny("run", {"--steps", "2"})).code, 0);
+  const Args args = {"train",   folder_ / "text.txt",
+                     "--out",   folder_ / "next",
+                     "--init",  folder_ / "run",
+                     "--steps", "1",
+                     "--lr",    "0",
+                     "-t",      "1",
+                     "-c",      "37"};
+  ASSERT_EQ(run(args).code, 0);
+  EXPECT_EQ(read_file(checkpoint("next", 1) / "model.safetensors"),
+            read_file(checkpoint("run", 2) / "model.safetensors"));
+}
+
+TEST_F(TrainProgram, JsonLinesAreTheMetrics) {
+  const auto result = run(tiny("run", {"--steps", "4", "--log-every", "2", "--json"}));
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_EQ(result.err, "");
+  EXPECT_EQ(result.out, read_file(folder_ / "run" / "metrics.jsonl"));
+  EXPECT_EQ(std::count(result.out.begin(), result.out.end(), '\n'), 2);
+}
+
+TEST_F(TrainProgram, DamagedRunsAreRefusedInOneLine) {
+  ASSERT_EQ(run(tiny("run", {"--steps", "2"})).code, 0);
+  const fs::path last = checkpoint("run", 2);
+  for (const fs::path& file : {last / "model.safetensors", last / "optimizer.safetensors", last / "trainer.json",
+                               folder_ / "run" / "config.json"}) {
+    const std::string whole = read_file(file);
+    write_atomic(file, whole.substr(0, whole.size() / 2));
+    EXPECT_TRUE(refused(resume("run", {"--steps", "3", "--json"}), {file.string()}));
+    write_atomic(file, whole);
+  }
+}
+
+TEST_F(TrainProgram, InterruptedFinishesTheStepSavesAndTellsHowToGoOn) {
+  Program program(tiny("run", {"--steps", "1000000", "--save-every", "1000000"}), folder_.path());
+  ASSERT_TRUE(wait_for(program, [&] { return fs::exists(folder_ / "run" / "metrics.jsonl"); }));
+  program.signal(SIGINT);
+  const auto result = program.wait();
+  EXPECT_EQ(result.code, 130) << result.err;
+  EXPECT_NE(result.err.find("lineal train --resume " + (folder_ / "run").string()), std::string::npos) << result.err;
+  const auto names = fs::directory_iterator(folder_ / "run" / "checkpoints");
+  ASSERT_NE(names, fs::directory_iterator());
+  const std::string step = names->path().filename().string().substr(5);
+  EXPECT_GE(std::stoll(step), 10);
+  EXPECT_EQ(resume("run", {"--steps", std::to_string(std::stoll(step) + 1)}).code, 0);
+}
+
+TEST_F(TrainProgram, InterruptedTwiceEndsAtOnce) {
+  Program program(tiny("run", {"--batch-size", "1", "-c", "4000000", "--segment", "16"}), folder_.path());
+  ASSERT_TRUE(wait_for(program, [&] { return fs::exists(folder_ / "run" / "config.json"); }));
+  program.signal(SIGINT);
+  ASSERT_TRUE(wait_for(program, [&] { return program.err().find("once more") != std::string::npos; }));
+  program.signal(SIGINT);
+  const auto result = program.wait();
+  EXPECT_EQ(result.code, 130) << result.err;
+  EXPECT_EQ(result.err.find("--resume"), std::string::npos) << result.err;
+  EXPECT_FALSE(fs::exists(folder_ / "run" / "checkpoints"));
+}
+
+TEST_F(TrainProgram, KilledTwentyTimesEqualsUninterruptedBitForBit) {
+  const Args flags = {"--steps",     "60", "--save-every",   "3", "--eval-every", "7",
+                      "--log-every", "2",  "--eval-batches", "2"};
+  ASSERT_EQ(run(tiny("whole", flags)).code, 0);
+  std::mt19937 random(20240705);
+  const auto uniform = [&](double most) { return most * static_cast<double>(random()) / 4294967296.0; };
+  const fs::path cut = folder_ / "cut", saved = cut / "checkpoints";
+  const auto latest = [&] {  // changes when a checkpoint is begun, finished or removed
+    std::error_code ignored;
+    return fs::last_write_time(saved, ignored).time_since_epoch().count();
+  };
+  int kills = 0, kills_after_progress = 0;
+  while (kills < 20) {
+    const bool begun = fs::exists(cut / "config.json");
+    Program program(begun ? Args{"train", "--resume", cut, "-t", "1"} : tiny("cut", flags), folder_.path());
+    if (kills % 4 == 3) {
+      pause(uniform(1.0));  // anywhere, most often while it starts
+    } else {
+      const auto before = latest();
+      wait_for(program, [&] { return latest() != before; });
+      pause(uniform(0.02));
+      ++kills_after_progress;
+    }
+    program.signal(SIGKILL);
+    const auto result = program.wait();
+    if (result.signal == SIGKILL) {
+      ++kills;
+      continue;
+    }
+    ASSERT_EQ(result.code, 0) << result.err;  // done before the kill: once more from the start
+    fs::remove_all(cut);
+  }
+  EXPECT_GT(kills_after_progress, 0);
+  const auto end = fs::exists(cut / "config.json") ? resume("cut") : run(tiny("cut", flags));
+  ASSERT_EQ(end.code, 0) << end.err;
+  const auto whole = content(folder_ / "whole"), found = content(cut);
+  ASSERT_TRUE(whole.contains("checkpoints/step-60/optimizer.safetensors"));
+  for (const auto& [name, bytes] : whole) {
+    ASSERT_TRUE(found.contains(name)) << name;
+    EXPECT_TRUE(found.at(name) == bytes) << name;
+  }
+  EXPECT_EQ(found.size(), whole.size());
+}
+
+TEST_F(TrainProgram, AFullDiskKeepsTheCheckpointsBefore) {
+  const fs::path disk = folder_ / "disk";
+  fs::create_directory(disk);
+  if (::mount("none", disk.c_str(), "tmpfs", 0, "size=512k") != 0) {
+    GTEST_SKIP() << "mounting a small tmpfs is not permitted here";
+  }
+  Args args = tiny("disk/run", {"--steps", "1000", "--save-every", "1", "--keep", "0"});
+  const auto result = run(args);
+  EXPECT_EQ(result.code, 2) << result.err;
+  EXPECT_NE(result.err.find("No space left on device"), std::string::npos) << result.err;
+  int checkpoints = 0;
+  for (const auto& entry : fs::directory_iterator(disk / "run" / "checkpoints")) {
+    EXPECT_TRUE(entry.path().filename().string().starts_with("step-")) << entry.path();
+    EXPECT_TRUE(fs::exists(entry.path() / "trainer.json")) << entry.path();
+    ++checkpoints;
+  }
+  EXPECT_GT(checkpoints, 0);
+  ::umount(disk.c_str());
+}
+
+}  // namespace
+}  // namespace lineal

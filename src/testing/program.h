@@ -1,0 +1,88 @@
+// Runs the program as a user would, as a process of its own.
+#pragma once
+
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "core/file.h"
+#include "testing/temporary_folder.h"
+
+namespace lineal {
+
+struct ProgramResult {
+  int code = -1;   // exit code; -1 when a signal ended it
+  int signal = 0;  // that signal
+  std::string out, err;
+};
+
+/// A process running LINEAL_PROGRAM; killed at the end of its scope if it still runs. Its cache lies in `home`.
+class Program {
+ public:
+  Program(const std::vector<std::string>& args, const std::filesystem::path& home) {
+    std::vector<std::string> words = {LINEAL_PROGRAM};
+    words.insert(words.end(), args.begin(), args.end());
+    std::vector<char*> argv;
+    for (auto& word : words) argv.push_back(word.data());
+    argv.push_back(nullptr);
+    const std::string out = files_ / "out", err = files_ / "err", cache = home / "cache";
+    pid_ = ::fork();
+    if (pid_ != 0) return;
+    if (!std::freopen(out.c_str(), "w", stdout) || !std::freopen(err.c_str(), "w", stderr)) ::_exit(98);
+    ::setenv("XDG_CACHE_HOME", cache.c_str(), 1);
+    ::execv(LINEAL_PROGRAM, argv.data());
+    ::_exit(99);
+  }
+  ~Program() {
+    if (running()) signal(SIGKILL), wait();
+  }
+  Program(const Program&) = delete;
+  Program& operator=(const Program&) = delete;
+
+  void signal(int number) const { ::kill(pid_, number); }
+  bool running() {
+    if (!done_) done_ = ::waitpid(pid_, &status_, WNOHANG) == pid_;
+    return !done_;
+  }
+  std::string err() const { return read_file(files_ / "err"); }
+
+  ProgramResult wait() {
+    if (!done_) ::waitpid(pid_, &status_, 0);
+    done_ = true;
+    ProgramResult result;
+    if (WIFEXITED(status_)) result.code = WEXITSTATUS(status_);
+    if (WIFSIGNALED(status_)) result.signal = WTERMSIG(status_);
+    result.out = read_file(files_ / "out");
+    result.err = err();
+    return result;
+  }
+
+ private:
+  TemporaryFolder files_;
+  pid_t pid_ = -1;
+  int status_ = 0;
+  bool done_ = false;
+};
+
+inline ProgramResult run_program(const std::vector<std::string>& args, const std::filesystem::path& home) {
+  return Program(args, home).wait();
+}
+
+/// A user's mistake: exit code 2, nothing on standard output, one line on standard error with every part.
+inline ::testing::AssertionResult refused(const ProgramResult& result, const std::vector<std::string>& parts) {
+  const auto lines = std::count(result.err.begin(), result.err.end(), '\n');
+  bool good = result.code == 2 && result.out.empty() && lines == 1 && result.err.starts_with("lineal: ");
+  for (const auto& part : parts) good = good && result.err.find(part) != std::string::npos;
+  std::string wanted;
+  for (const auto& part : parts) wanted += " '" + part + "'";
+  return (good ? ::testing::AssertionSuccess() : ::testing::AssertionFailure())
+         << "exit code " << result.code << ", signal " << result.signal << ", stdout: " << result.out
+         << "\nstderr: " << result.err << "\nexpected exit code 2 and one line with" << wanted;
+}
+
+}  // namespace lineal
