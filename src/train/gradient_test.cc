@@ -67,7 +67,8 @@ Found gradients_of(const std::shared_ptr<LanguageModel>& model, const Batch& bat
 }
 
 TEST(Gradient, DifferentiableSegmentsEqualTheWhole) {
-  for (const char* plan : {"ttt_linear*2", "ttt_mlp, identity, ttt_linear(share_qk=true)"}) {
+  for (const char* plan :
+       {"ttt_linear*2", "ttt_mlp, identity, ttt_linear(share_qk=true)", "delta_net, linear_attention"}) {
     const auto model = small_model(plan);
     const Batch batch = batch_of(2, 23);
     const Player player = player_of(model);

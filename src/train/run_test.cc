@@ -50,6 +50,7 @@ Reporter quiet;
 /// Trains until `stop_at` steps are made; true when the run is done.
 bool run_until(RunFolder& folder, int64_t stop_at, const Json& more = Json::object()) {
   const auto trainer = trainer_of(config_of(more));
+  if (folder.newest()) at::rand({17});  // a process that resumes has another random state
   const double elapsed = restore(*trainer, folder);
   return train(*trainer, folder, elapsed, quiet, [&] { return trainer->steps_done() >= stop_at; });
 }
@@ -82,7 +83,6 @@ TEST(Run, ResumedAtAnyStepEqualsUninterruptedBitForBit) {
   for (int64_t stop = 1; stop < kSteps; ++stop) {
     const fs::path path = folder / ("cut" + std::to_string(stop));
     EXPECT_FALSE(run_until(*RunFolder::create(path, {{"a", 1}}), stop));
-    at::rand({17});  // a process that resumes has another random state
     EXPECT_TRUE(run_until(*RunFolder::open(path), 1 << 20));
     const auto found = content(path);
     for (const auto& [name, bytes] : whole) {
@@ -138,6 +138,22 @@ TEST(Run, AFolderIsNotUsedTwice) {
   std::ofstream(folder / "full" / "notes.txt") << "mine";
   EXPECT_TRUE(throws_error([&] { RunFolder::create(folder / "full", Json::object()); }, {"not empty", "notes.txt"}));
   EXPECT_TRUE(throws_error([&] { RunFolder::create(folder / "full/notes.txt/run", Json::object()); }, {"notes.txt"}));
+}
+
+TEST(Run, OldCheckpointsAndThoseBetweenTheRegularOnesGo) {
+  const TemporaryFolder folder;
+  const auto names_after = [&](const std::string& name, int64_t keep) {
+    const auto run = RunFolder::create(folder / name, Json::object());
+    for (const int64_t step : {3, 5, 6, 9, 11}) run->save(step, keep, 3, [](const fs::path&) {});
+    std::vector<std::string> names;
+    for (const auto& entry : fs::directory_iterator(folder / name / "checkpoints")) {
+      names.push_back(entry.path().filename());
+    }
+    std::sort(names.begin(), names.end());
+    return names;
+  };
+  EXPECT_EQ(names_after("all", 0), (std::vector<std::string>{"step-11", "step-3", "step-6", "step-9"}));
+  EXPECT_EQ(names_after("two", 2), (std::vector<std::string>{"step-11", "step-9"}));
 }
 
 TEST(Run, AFailedWriteLeavesNoCheckpoint) {
