@@ -129,8 +129,8 @@ def main():
     torch.set_num_threads(args.threads)
     step, count = peer_step(args.batch, args.context)
     step()
-    command = [str(ROOT / "build/lineal"), "bench", "model", "--plan", "ttt_linear*4", "--hidden-size", "256",
-               "--batch", str(args.batch), "--lengths", str(args.context), "--steps", str(args.steps), "--json",
+    command = [str(ROOT / "build/lineal"), "bench", "model", "--layers", "ttt_linear*4", "--hidden-size", "256",
+               "--batch-size", str(args.batch), "--context", str(args.context), "--steps", str(args.steps), "--json",
                "--threads", str(args.threads)]
     ours, peers = [], []
     for _ in range(args.rounds):

@@ -18,13 +18,13 @@ python=python3
 if ! "$python" -c 'import matplotlib' 2>/dev/null; then
   [[ -x .venv/bin/python ]] || python3 -m venv .venv
   python=.venv/bin/python
-  "$python" -m pip install --quiet --disable-pip-version-check matplotlib
+  "$python" -m pip install -qq --disable-pip-version-check matplotlib
 fi
 
 say "text"
 "$python" runs/demo.py gather "$out/text" "${1:-}"
 
-steps=$("$lineal" bench model "${model[@]}" --batch 8 --lengths "$context" --steps 4 --json |
+steps=$("$lineal" bench model "${model[@]}" --batch-size 8 --context "$context" --steps 4 --json |
   "$python" runs/demo.py steps "$seconds")
 say "training: $steps steps, about $seconds s on this machine"
 "$lineal" train "$out/text/train" -o "$out/run" "${model[@]}" -c "$context" --batch-size 8 --steps "$steps" \

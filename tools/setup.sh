@@ -47,5 +47,5 @@ fi  # elsewhere CMake names what it does not find
 if ! fits .venv/bin/python && ! fits python3; then
   echo "setup: installing PyTorch $torch into .venv"
   [[ -x .venv/bin/python ]] || python3 -m venv .venv
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check "torch==$torch" numpy
+  .venv/bin/python -m pip install -qq --disable-pip-version-check "torch==$torch" numpy
 fi

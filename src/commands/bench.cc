@@ -1,4 +1,4 @@
-// lineal bench: what mixers cost against the length of the text.
+// lineal bench: what mixers cost against the length of the text, and what a model's training step costs.
 #include <ATen/Parallel.h>
 
 #include <iomanip>
@@ -6,6 +6,7 @@
 
 #include "bench/cell.h"
 #include "bench/mixers.h"
+#include "bench/model.h"
 #include "commands/command.h"
 #include "core/error.h"
 #include "core/registry.h"
@@ -83,9 +84,49 @@ void measure_plan(const std::string& plan, const Options& options, Json& rows) {
   }
 }
 
+int run_model(const std::vector<std::string>& args) {
+  CLI::App app("seconds of a whole training step: forward, backward, clip, AdamW", "bench model");
+  LanguageModelConfig model;
+  TrainConfig train;
+  std::string layers = "ttt_linear*4";
+  int64_t steps = 5;
+  bool json = false;
+  app.add_option("--layers", layers, "mixers, as in lineal train")->capture_default_str();
+  app.add_option("--steps", steps, "timed steps")->check(CLI::Range(1, 1 << 20))->capture_default_str();
+  app.add_flag("--json", json, "for scripts");
+  add_threads(app);
+  add_fields(app, model, "bench model");
+  const std::vector<std::string> of_a_run = {"steps",      "schedule",   "warmup",     "decay",
+                                             "lr",         "min_lr",     "validation", "log_every",
+                                             "eval_every", "save_every", "keep",       "eval_batches"};
+  add_fields(app, train, "bench model", of_a_run);
+  if (!parse(app, args)) return 0;
+  model.layers = parse_plan(layers);
+  model.validate("bench model");
+  train.steps = steps + 1;
+  train.validate("bench model");
+  const Json result = in_child([&] { return measure_training(model, train, steps); });
+  if (result.contains("note")) fail("bench model: ", result["note"].get<std::string>());
+  if (json) {
+    std::cout << result.dump() << "\n";
+    return 0;
+  }
+  auto seconds = result["seconds"].get<std::vector<double>>();
+  std::sort(seconds.begin(), seconds.end());
+  const double median = seconds[seconds.size() / 2];
+  std::cout << result["parameters"] << " parameters, batch " << train.batch_size << " x context " << train.context
+            << ", " << at::get_num_threads() << " threads: " << std::setprecision(4) << median
+            << " s a step (median of " << steps << "), " << std::lround(result["tokens"].get<double>() / median)
+            << " tokens/s, peak " << std::lround(result["peak_bytes"].get<double>() / kMiB) << " MiB\n";
+  return 0;
+}
+
 int run(const std::vector<std::string>& args) {
-  CLI::App app("tokens per second, memory and state of mixers against length; every cell in a process of its own",
-               "bench");
+  if (!args.empty() && args[0] == "model") return run_model({args.begin() + 1, args.end()});
+  CLI::App app(
+      "tokens per second, memory and state of mixers against length; every cell in a process of its own. "
+      "lineal bench model --help: the training step of a whole model",
+      "bench");
   Options options;
   app.add_option("mixer", options.plans, "mixers, or plans such as 'ttt_linear(mini_batch_size=32)'; default: all");
   app.add_option("--lengths", options.lengths, "tokens of a sequence")
