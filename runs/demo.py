@@ -100,7 +100,7 @@ if __name__ == "__main__":
         gather(pathlib.Path(rest[0]), rest[1])
     elif command == "steps":
         result = json.load(sys.stdin)
-        print(max(50, int(float(rest[0]) / statistics.median(result["seconds"]))))
+        print(max(20, int(float(rest[0]) / statistics.median(result["seconds"]))))
     elif command == "compare":
         compare(pathlib.Path(rest[0]), json.loads(pathlib.Path(rest[1]).read_text()))
     else:

@@ -41,7 +41,7 @@ say "a sample"
 "$lineal" generate -m "$out/run" -p 'def ' -n 300 --temp 0.7 -s 1
 
 say "read a document into a state, go on from it in another process"
-document=$(find "$out/text/validation" -type f | sort | head -1)
+document=$(find "$out/text/validation" -type f -printf '%s %p\n' | sort -n | tail -1 | cut -d' ' -f2-)
 "$lineal" read "$document" -m "$out/run" -o "$out/document.state"
-ls -l "$document" "$out/document.state" | awk '{print $5 " bytes  " $NF}'
+stat -c '%s bytes  %n' "$document" "$out/document.state"
 "$lineal" generate -m "$out/run" --state "$out/document.state" -n 150 --temp 0.7 -s 1
