@@ -15,7 +15,7 @@ import sys
 import sysconfig
 import zlib
 
-TRAIN_BYTES, VALIDATION_BYTES = 4_000_000, 260_000
+TRAIN_BYTES, VALIDATION_BYTES = 4_000_000, 160_000
 
 
 def library():

@@ -28,7 +28,7 @@ steps=$("$lineal" bench model "${model[@]}" --batch-size 8 --context "$context" 
   "$python" runs/demo.py steps "$seconds")
 say "training: $steps steps, about $seconds s on this machine"
 "$lineal" train "$out/text/train" -o "$out/run" "${model[@]}" -c "$context" --batch-size 8 --steps "$steps" \
-  --lr 3e-3 --min-lr 3e-4 --validation 0 --log-every $((steps / 8 + 1)) --save-every "$steps"
+  --lr 2e-3 --min-lr 2e-4 --validation 0 --log-every $((steps / 8 + 1)) --save-every "$steps"
 
 say "loss"
 "$lineal" eval -m "$out/run" "$out/text/validation" --json >"$out/eval.json"

@@ -74,7 +74,8 @@ Json in_child(const std::function<Json()>& f) {
   int status = 0;
   waitpid(child, &status, 0);
   if (WIFSIGNALED(status)) {
-    return {{"note", text("ended by signal ", WTERMSIG(status), WTERMSIG(status) == 9 ? ": out of memory" : "")}};
+    return {{"note",
+             text("ended by signal ", WTERMSIG(status), WTERMSIG(status) == 9 ? ", perhaps for want of memory" : "")}};
   }
   return Json::parse(answer);
 }
