@@ -51,6 +51,7 @@ const MixerSpec identity_spec = {
     .help = "mixes nothing, returns V: the speed bound (OPT of Performer, 2020)",
     .causal = true,
     .constant_state = true,
+    .mixes = false,
     .config = make_config<IdentityConfig>,
     .make = make_mixer<Identity, IdentityConfig>,
 };

@@ -61,6 +61,8 @@ struct MixerSpec {
   bool causal = true;
   /// The state's bytes do not depend on the tokens read.
   bool constant_state = true;
+  /// Outputs depend on other tokens than their own.
+  bool mixes = true;
   std::unique_ptr<Config> (*config)();
   /// `config` is of the type that config() makes, read and validated; D is the model's width.
   std::shared_ptr<Mixer> (*make)(const Config& config, int64_t D);

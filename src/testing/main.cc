@@ -44,6 +44,9 @@ int main(int argc, char** argv) {
   const char* chosen = std::getenv("LINEAL_TEST_SEED");
   const uint64_t seed = chosen ? std::strtoull(chosen, nullptr, 10) : 20240705;
   std::printf("seed %llu (LINEAL_TEST_SEED)\n", static_cast<unsigned long long>(seed));
+  // At tests' sizes threads gain nothing, and on a busy machine their barriers cost a factor of thirty. A test of
+  // threads sets their number itself.
+  if (!std::getenv("OMP_NUM_THREADS")) at::set_num_threads(1);
   static PoisonedAllocator poisoned(c10::GetCPUAllocator());
   c10::SetCPUAllocator(&poisoned, /*priority=*/100);
   testing::UnitTest::GetInstance()->listeners().Append(new Seeder(seed));

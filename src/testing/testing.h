@@ -77,6 +77,11 @@ struct GradientCheck {
 std::string gradient_difference(const TensorsFunction& f, const std::vector<Tensor>& inputs,
                                 const std::vector<std::string>& names = {}, const GradientCheck& check = {});
 
+/// The same for a function of leaves it holds already, such as a module's parameters: they are moved in place for the
+/// differences and are in the end as they were.
+std::string gradient_difference(const std::function<std::vector<Tensor>()>& f, const std::vector<Tensor>& leaves,
+                                const std::vector<std::string>& names = {}, const GradientCheck& check = {});
+
 /// Reproducible N(0, 1) numbers, float32 unless told; the same for the same seed and shape in any test order.
 Tensor normal(at::IntArrayRef shape, uint64_t seed, at::ScalarType type = at::kFloat);
 
