@@ -3,10 +3,12 @@
 
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <string>
 #include <vector>
 
@@ -19,21 +21,30 @@ struct ProgramResult {
   int code = -1;   // exit code; -1 when a signal ended it
   int signal = 0;  // that signal
   std::string out, err;
+  int64_t peak_kib = 0;  // resident memory at its highest
+};
+
+/// Standard input, and where standard output goes instead of ProgramResult::out when it is named.
+struct ProgramStreams {
+  std::string input = "", out = "";
 };
 
 /// A process running LINEAL_PROGRAM; killed at the end of its scope if it still runs. Its cache lies in `home`.
 class Program {
  public:
-  Program(const std::vector<std::string>& args, const std::filesystem::path& home) {
+  Program(const std::vector<std::string>& args, const std::filesystem::path& home, const ProgramStreams& streams = {}) {
     std::vector<std::string> words = {LINEAL_PROGRAM};
     words.insert(words.end(), args.begin(), args.end());
     std::vector<char*> argv;
     for (auto& word : words) argv.push_back(word.data());
     argv.push_back(nullptr);
-    const std::string out = files_ / "out", err = files_ / "err", cache = home / "cache";
+    write_atomic(files_ / "in", streams.input);
+    out_ = streams.out.empty() ? (files_ / "out").string() : streams.out;
+    const std::string in = files_ / "in", err = files_ / "err", cache = home / "cache";
     pid_ = ::fork();
     if (pid_ != 0) return;
-    if (!std::freopen(out.c_str(), "w", stdout) || !std::freopen(err.c_str(), "w", stderr)) ::_exit(98);
+    if (!std::freopen(in.c_str(), "r", stdin) || !std::freopen(out_.c_str(), "w", stdout)) ::_exit(97);
+    if (!std::freopen(err.c_str(), "w", stderr)) ::_exit(98);
     ::setenv("XDG_CACHE_HOME", cache.c_str(), 1);
     ::execv(LINEAL_PROGRAM, argv.data());
     ::_exit(99);
@@ -46,31 +57,35 @@ class Program {
 
   void signal(int number) const { ::kill(pid_, number); }
   bool running() {
-    if (!done_) done_ = ::waitpid(pid_, &status_, WNOHANG) == pid_;
+    if (!done_) done_ = ::wait4(pid_, &status_, WNOHANG, &usage_) == pid_;
     return !done_;
   }
   std::string err() const { return read_file(files_ / "err"); }
 
   ProgramResult wait() {
-    if (!done_) ::waitpid(pid_, &status_, 0);
+    if (!done_) ::wait4(pid_, &status_, 0, &usage_);
     done_ = true;
     ProgramResult result;
     if (WIFEXITED(status_)) result.code = WEXITSTATUS(status_);
     if (WIFSIGNALED(status_)) result.signal = WTERMSIG(status_);
-    result.out = read_file(files_ / "out");
+    if (std::filesystem::is_regular_file(out_)) result.out = read_file(out_);
     result.err = err();
+    result.peak_kib = usage_.ru_maxrss;
     return result;
   }
 
  private:
   TemporaryFolder files_;
+  std::string out_;
+  struct rusage usage_ = {};
   pid_t pid_ = -1;
   int status_ = 0;
   bool done_ = false;
 };
 
-inline ProgramResult run_program(const std::vector<std::string>& args, const std::filesystem::path& home) {
-  return Program(args, home).wait();
+inline ProgramResult run_program(const std::vector<std::string>& args, const std::filesystem::path& home,
+                                 const ProgramStreams& streams = {}) {
+  return Program(args, home, streams).wait();
 }
 
 /// A user's mistake: exit code 2, nothing on standard output, one line on standard error with every part.
