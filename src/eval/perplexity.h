@@ -1,0 +1,86 @@
+// How well a model predicts a text: nats per token, perplexity, bits per byte, loss by position in the document.
+//   nats      -mean_t log p(x_t | x_{<t} of its document)     without each document's first token, which nothing
+//   predicts error     sd(m_b) / sqrt(n), m_b the mean over block b of 1024 predictions in a row, without the last
+//   unfinished one
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <vector>
+
+#include "backbones/language_model.h"
+#include "data/sources.h"
+#include "data/tokenizer.h"
+
+namespace lineal {
+
+struct EvalOptions {
+  int64_t chunk = 2048;        // tokens of one forward call; changes the result by rounding alone
+  int64_t first_bucket = 256;  // positions [0, first), [first, 2 first), [2 first, 4 first), ...
+  int64_t max_context = 0;     // the state restarts after this many tokens of a document; 0: never
+  int64_t limit = 0;           // read at most this many tokens; 0: all
+  std::function<void(int64_t tokens, int64_t bytes_read)> progress;  // now and then
+};
+
+/// The sum over some predictions.
+struct LossSum {
+  double nats = 0;
+  int64_t tokens = 0;
+  double mean() const { return tokens > 0 ? nats / static_cast<double>(tokens) : 0; }
+};
+
+struct Bucket {
+  int64_t begin, end;  // positions of the predicted token in its document
+  LossSum loss;
+};
+
+struct Evaluation {
+  LossSum loss;                          // over the predicted tokens
+  std::optional<double> standard_error;  // of loss.mean(); none with fewer than two whole blocks
+  std::vector<Bucket> buckets;           // without empty ones
+  int64_t tokens = 0;                    // read, first tokens included
+  int64_t documents = 0;
+  int64_t predicted_bytes = 0;  // of the predicted tokens' text
+
+  double perplexity() const;
+  double bits_per_byte() const;
+  /// Errors of those two to first order, the bytes per token taken as known.
+  std::optional<double> perplexity_error() const;
+  std::optional<double> bits_per_byte_error() const;
+};
+
+/// Predicts a stream of documents of any length in constant memory: the state is carried from chunk to chunk and
+/// restarts where a document begins.
+class Evaluator {
+ public:
+  static constexpr int64_t kBlock = 1024;
+
+  /// Throws Error for chunk or first_bucket < 1, or a negative max_context.
+  Evaluator(std::shared_ptr<LanguageModel> model, const EvalOptions& options);
+
+  /// The next tokens; `starts_document` says whether the first of them begins one. `bytes` of the stream are theirs.
+  void read(const std::vector<int64_t>& tokens, bool starts_document, int64_t bytes);
+  int64_t tokens() const { return result_.tokens; }
+  /// What remains is predicted. Throws Error when nothing was: no document of two tokens.
+  Evaluation finish();
+
+ private:
+  void predict(int64_t T);
+  void count(double nats, int64_t position);
+
+  std::shared_ptr<LanguageModel> model_;
+  EvalOptions options_;
+  State state_;
+  std::vector<int64_t> tokens_, positions_;  // waiting; positions in their documents
+  int64_t position_ = 0;
+  Evaluation result_;
+  LossSum block_;
+  int64_t blocks_ = 0;
+  double mean_ = 0, squares_ = 0;  // of the blocks' means: Welford's running mean and sum of squared deviations
+};
+
+/// Everything `reader` has, or its first options.limit tokens.
+Evaluation evaluate(std::shared_ptr<LanguageModel> model, const Tokenizer& tokenizer, TextReader& reader,
+                    const EvalOptions& options);
+
+}  // namespace lineal

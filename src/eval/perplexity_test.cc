@@ -1,0 +1,177 @@
+#include "eval/perplexity.h"
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <numbers>
+
+#include "core/file.h"
+#include "core/registry.h"
+#include "testing/temporary_folder.h"
+#include "testing/testing.h"
+#include "testing/throws_error.h"
+
+namespace lineal {
+namespace {
+
+using Ids = std::vector<int64_t>;
+
+std::shared_ptr<LanguageModel> make_model() {
+  LanguageModelConfig config;
+  config.hidden_size = 18;
+  config.intermediate_size = 23;
+  config.initializer_range = 0.3;
+  config.pre_conv = true;
+  config.layers = parse_plan("ttt_linear(num_attention_heads=3,mini_batch_size=29)");
+  at::manual_seed(11);
+  return std::make_shared<LanguageModel>(config);
+}
+
+Ids ids(int64_t count, int64_t seed) {
+  Ids result;
+  for (int64_t i = 0; i < count; ++i) result.push_back((i * i * 31 + i * 17 + seed * 5) % 256);
+  return result;
+}
+
+using Documents = std::vector<Ids>;
+const Documents kDocuments = {ids(1501, 1), ids(1, 2), ids(2, 3), ids(997, 4), ids(613, 5)};
+
+/// The definition: every document alone, at once; nats of tokens 1, 2, ...
+std::vector<Tensor> alone(LanguageModel& model) {
+  at::NoGradGuard no_grad;
+  std::vector<Tensor> nats;
+  for (const Ids& document : kDocuments) {
+    State state = model.initial_state(1);
+    const Tensor tokens = at::tensor(document, at::kLong);
+    const Tensor p = model.forward(tokens.unsqueeze(0), state)[0].to(at::kDouble).log_softmax(-1);
+    nats.push_back(-p.slice(0, 0, -1).gather(1, tokens.slice(0, 1).unsqueeze(1)).squeeze(1));
+  }
+  return nats;
+}
+
+Evaluation measure(const std::shared_ptr<LanguageModel>& model, const EvalOptions& options, size_t piece = 409,
+                   const Documents& documents = kDocuments) {
+  Evaluator evaluator(model, options);
+  for (const Ids& document : documents) {
+    for (size_t from = 0; from < document.size(); from += piece) {
+      const Ids part(document.begin() + static_cast<std::ptrdiff_t>(from),
+                     document.begin() + static_cast<std::ptrdiff_t>(std::min(from + piece, document.size())));
+      evaluator.read(part, from == 0, static_cast<int64_t>(part.size()) - (from == 0 ? 1 : 0));
+    }
+  }
+  return evaluator.finish();
+}
+
+TEST(Perplexity, IsTheDefinition) {
+  const auto model = make_model();
+  const auto nats = alone(*model);
+  const Tensor all_nats = at::cat(nats);
+  const Evaluation result = measure(model, {.chunk = 500, .first_bucket = 256});
+  EXPECT_EQ(result.documents, 5);
+  EXPECT_EQ(result.tokens, 3114);
+  EXPECT_EQ(result.loss.tokens, 3109);
+  const double mean = all_nats.mean().item<double>();
+  EXPECT_NEAR(result.loss.mean(), mean, 1e-5 * mean);
+  EXPECT_NEAR(result.perplexity(), std::exp(mean), 1e-4 * std::exp(mean));
+  EXPECT_NEAR(result.bits_per_byte(), mean / std::numbers::ln2, 1e-5 * mean);
+
+  const Tensor blocks = all_nats.slice(0, 0, 3072).reshape({3, 1024}).mean(1);
+  const double error = blocks.std().item<double>() / std::sqrt(3.);
+  ASSERT_TRUE(result.standard_error.has_value());
+  EXPECT_NEAR(*result.standard_error, error, 1e-3 * error);
+
+  // Positions 0-255, 256-511, 512-1023, 1024-2047; nats[d][p - 1] belongs to position p.
+  const std::vector<int64_t> edges = {0, 256, 512, 1024, 2048};
+  ASSERT_EQ(result.buckets.size(), 4u);
+  for (size_t i = 0; i < 4; ++i) {
+    EXPECT_EQ(result.buckets[i].begin, edges[i]);
+    EXPECT_EQ(result.buckets[i].end, edges[i + 1]);
+    std::vector<Tensor> parts;
+    for (const Tensor& document : nats) {
+      parts.push_back(document.slice(0, std::max<int64_t>(edges[i] - 1, 0), edges[i + 1] - 1));
+    }
+    const Tensor expected = at::cat(parts);
+    EXPECT_EQ(result.buckets[i].loss.tokens, expected.numel());
+    EXPECT_NEAR(result.buckets[i].loss.mean(), expected.mean().item<double>(), 1e-5 * mean);
+  }
+}
+
+TEST(Perplexity, EveryChunkGivesTheSame) {
+  const auto model = make_model();
+  const Evaluation expected = measure(model, {.chunk = 4001}, 5000);
+  for (const int64_t chunk : {7, 64, 1000}) {
+    const Evaluation result = measure(model, {.chunk = chunk});
+    EXPECT_NEAR(result.loss.mean(), expected.loss.mean(), 1e-5 * expected.loss.mean()) << chunk;
+    EXPECT_NEAR(*result.standard_error, *expected.standard_error, 1e-3 * *expected.standard_error) << chunk;
+    EXPECT_EQ(result.loss.tokens, expected.loss.tokens);
+    EXPECT_EQ(result.predicted_bytes, expected.predicted_bytes);
+    ASSERT_EQ(result.buckets.size(), expected.buckets.size());
+    for (size_t i = 0; i < result.buckets.size(); ++i) {
+      EXPECT_EQ(result.buckets[i].loss.tokens, expected.buckets[i].loss.tokens);
+      EXPECT_NEAR(result.buckets[i].loss.mean(), expected.buckets[i].loss.mean(), 1e-5 * expected.loss.mean());
+    }
+  }
+}
+
+TEST(Perplexity, OneTokenAtATimeGivesTheSame) {
+  const auto model = make_model();
+  const Documents documents = {ids(101, 1), ids(1, 2), ids(2, 3), ids(57, 4)};
+  const Evaluation expected = measure(model, {.chunk = 4001}, 409, documents);
+  const Evaluation result = measure(model, {.chunk = 1}, 409, documents);
+  EXPECT_EQ(result.loss.tokens, 157);
+  EXPECT_EQ(expected.loss.tokens, 157);
+  EXPECT_NEAR(result.loss.mean(), expected.loss.mean(), 1e-5 * expected.loss.mean());
+}
+
+TEST(Perplexity, MaxContextRestartsTheState) {
+  const auto model = make_model();
+  at::NoGradGuard no_grad;
+  double expected = 0;
+  for (const Ids& document : kDocuments) {
+    const Tensor tokens = at::tensor(document, at::kLong);
+    for (int64_t from = 0; from + 1 < tokens.numel(); from += 101) {
+      const int64_t to = std::min(from + 101, tokens.numel() - 1);
+      State state = model->initial_state(1);
+      const Tensor p = model->forward(tokens.slice(0, from, to).unsqueeze(0), state)[0].to(at::kDouble).log_softmax(-1);
+      expected -= p.gather(1, tokens.slice(0, from + 1, to + 1).unsqueeze(1)).sum().item<double>();
+    }
+  }
+  const Evaluation result = measure(model, {.chunk = 333, .max_context = 101});
+  EXPECT_EQ(result.loss.tokens, 3109);
+  EXPECT_NEAR(result.loss.nats, expected, 1e-5 * expected);
+  EXPECT_GT(std::abs(result.loss.nats - measure(model, {}).loss.nats), 1e-3 * expected);
+}
+
+TEST(Perplexity, ReadsFilesToTheLimit) {
+  const TemporaryFolder folder;
+  write_atomic(folder / "a.txt", std::string(301, 'a') + "xyz");
+  write_atomic(folder / "b.txt", "another text");
+  const auto model = make_model();
+  const auto tokenizer = find<TokenizerSpec>("bytes").make();
+  const auto measured = [&](int64_t limit) {
+    TextReader reader(find_sources({folder.path().string()}));
+    return evaluate(model, *tokenizer, reader, {.limit = limit});
+  };
+  const Evaluation whole = measured(0), part = measured(307);
+  EXPECT_EQ(whole.tokens, 316);
+  EXPECT_EQ(whole.documents, 2);
+  EXPECT_EQ(whole.loss.tokens, 314);
+  EXPECT_EQ(whole.predicted_bytes, 314);
+  EXPECT_FALSE(whole.standard_error.has_value());
+  EXPECT_EQ(part.tokens, 307);
+  EXPECT_EQ(part.loss.tokens, 305);
+  EXPECT_EQ(part.predicted_bytes, 305);
+  EXPECT_TRUE(throws_error([&] { measured(1); }, {"nothing to predict"}));
+}
+
+TEST(Perplexity, Refuses) {
+  const auto model = make_model();
+  EXPECT_TRUE(throws_error([&] { Evaluator(model, {.chunk = 0}); }, {"chunk is 0"}));
+  EXPECT_TRUE(throws_error([&] { Evaluator(model, {.first_bucket = 0}); }, {"bucket is 0"}));
+  EXPECT_TRUE(throws_error([&] { Evaluator(model, {.max_context = -1}); }, {"max context is -1"}));
+  EXPECT_TRUE(throws_error([&] { Evaluator(model, {}).finish(); }, {"nothing to predict"}));
+}
+
+}  // namespace
+}  // namespace lineal
