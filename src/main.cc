@@ -31,7 +31,9 @@ int main(int argc, char** argv) {
       std::cout << "lineal " << LINEAL_VERSION << "\n";
       return 0;
     }
-    return lineal::find<lineal::CommandSpec>(args[0]).run({args.begin() + 1, args.end()});
+    const int code = lineal::find<lineal::CommandSpec>(args[0]).run({args.begin() + 1, args.end()});
+    if (!std::cout.flush()) lineal::fail("cannot write to standard output");
+    return code;
   } catch (const lineal::Error& error) {
     std::cerr << "lineal: " << error.what() << "\n";
     return 2;

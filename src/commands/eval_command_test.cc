@@ -1,0 +1,149 @@
+// lineal eval as a user runs it: results, every kind of bad input, memory.
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "backbones/model_files.h"
+#include "core/safetensors.h"
+#include "testing/program.h"
+#include "testing/testing.h"
+
+namespace lineal {
+namespace {
+
+using Names = std::vector<std::string>;
+
+void write_model(const std::filesystem::path& dir, const std::string& plan, int64_t D = 16) {
+  LanguageModelConfig config;
+  config.hidden_size = D;
+  config.intermediate_size = 0;
+  config.initializer_range = 0.3;
+  config.layers = parse_plan(plan);
+  save_model(LanguageModel(config), dir);
+}
+
+std::string some_text(size_t size) {
+  std::string bytes;
+  for (uint64_t i = 0, x = 1; bytes.size() < size; ++i) {
+    x = x * 6364136223846793005u + 1442695040888963407u;
+    bytes += (x >> 60) == 0 ? '\n' : static_cast<char>('a' + (x >> 40) % 23);
+  }
+  return bytes;
+}
+
+class EvalCommand : public testing::Test {
+ protected:
+  void SetUp() override { write_model(folder / "model", "ttt_linear(num_attention_heads=2,mini_batch_size=7)"); }
+  std::string path(const std::string& name) const { return (folder / name).string(); }
+  ProgramRun eval(Names args, const std::string& input = "") const {
+    args.insert(args.begin(), {"eval", "-m", path("model"), "-t", "1"});
+    return run_program(args, input);
+  }
+  TemporaryFolder folder;
+};
+
+TEST_F(EvalCommand, TheChunkChangesNothing) {
+  const std::string bytes = some_text(3001);
+  write_atomic(folder / "a.txt", bytes);
+  write_atomic(folder / "b.jsonl", "{\"text\": \"one line\"}\n{\"text\": \"and another\"}\n");
+  const auto measured = [&](const std::string& chunk) {
+    const ProgramRun run = eval({path("a.txt"), path("b.jsonl"), "--chunk", chunk, "--json"});
+    EXPECT_EQ(run.code, 0) << run.err;
+    EXPECT_EQ(run.err, "");
+    return Json::parse(run.out);
+  };
+  const Json expected = measured("2048");
+  EXPECT_EQ(expected["documents"], 3);
+  EXPECT_EQ(expected["tokens"], 3001 + 8 + 11);
+  EXPECT_EQ(expected["predicted_tokens"], 3001 + 8 + 11 - 3);
+  EXPECT_EQ(expected["positions"].size(), 5u);
+  const double nats = expected["nats_per_token"];
+  EXPECT_NEAR(expected["bits_per_byte"].get<double>(), nats / std::log(2.), 1e-9);
+  EXPECT_NEAR(expected["perplexity"].get<double>(), std::exp(nats), 1e-6 * std::exp(nats));
+  for (const std::string chunk : {"7", "64", "1000"}) {
+    const Json other = measured(chunk);
+    for (const char* name : {"nats_per_token", "nats_per_token_error", "bits_per_byte", "perplexity"}) {
+      const double value = expected[name];
+      EXPECT_NEAR(other[name].get<double>(), value, 1e-4 * value) << name << ", chunk " << chunk;
+    }
+  }
+  const ProgramRun lines = eval({"-"}, bytes);
+  EXPECT_EQ(lines.code, 0) << lines.err;
+  EXPECT_NE(lines.out.find("3001, 3000 of them predicted"), std::string::npos) << lines.out;
+}
+
+TEST_F(EvalCommand, LogitsOfTokens) {
+  const auto model = load_native_model(folder / "model");
+  const Tensor ids = at::randint(256, {3, 29}, at::kLong);
+  save_safetensors(folder / "in", {{"input_ids", ids}});
+  EXPECT_EQ(eval({"--tokens", path("in"), "--logits", path("out"), "--chunk", "11"}).code, 0);
+  at::NoGradGuard no_grad;
+  State state = model->initial_state(3);
+  EXPECT_CLOSE(load_safetensors(folder / "out").at("logits", "test"), model->forward(ids, state), 1e-5);
+  EXPECT_TRUE(refused(eval({"--tokens", path("in"), "--logits", "/dev/full"}), {"/dev/full", "No space left"}));
+  EXPECT_TRUE(refused(eval({"--tokens", path("in"), "--logits", "/proc/out"}), {"/proc/out"}));
+  EXPECT_TRUE(refused(eval({"--tokens", path("in")}), {"--logits"}));
+  std::filesystem::remove(folder / "out");
+  save_safetensors(folder / "in", {{"input_ids", ids + 200}});
+  EXPECT_TRUE(refused(eval({"--tokens", path("in"), "--logits", path("out")}), {"input_ids holds", "0 to 255"}));
+  save_safetensors(folder / "in", {{"input_ids", ids.to(at::kFloat)}});
+  EXPECT_TRUE(refused(eval({"--tokens", path("in"), "--logits", path("out")}), {"Float", "I64"}));
+  const std::string bytes = read_file(folder / "in");
+  write_atomic(folder / "in", std::string_view(bytes).substr(0, bytes.size() - 5));
+  EXPECT_TRUE(refused(eval({"--tokens", path("in"), "--logits", path("out")}), {path("in")}));
+  EXPECT_EQ(folder.names(), Names({"in", "model"}));
+}
+
+TEST_F(EvalCommand, RefusesBadText) {
+  write_atomic(folder / "empty", "");
+  write_atomic(folder / "one", "x");
+  write_atomic(folder / "bad.gz", "\x1f\x8b\x08 broken");
+  write_atomic(folder / "bad.jsonl", "{\"text\": \"good\"}\n{\"text\": 3}\n");
+  std::filesystem::create_directory(folder / "folder");
+  EXPECT_TRUE(refused(eval({}), {"no text"}));
+  EXPECT_TRUE(refused(eval({path("missing")}), {path("missing")}));
+  EXPECT_TRUE(refused(eval({path("empty")}), {path("empty")}));
+  EXPECT_TRUE(refused(eval({path("folder")}), {path("folder")}));
+  EXPECT_TRUE(refused(eval({path("bad.gz")}), {path("bad.gz")}));
+  EXPECT_TRUE(refused(eval({path("bad.jsonl")}), {path("bad.jsonl"), "2"}));
+  EXPECT_TRUE(refused(eval({path("one")}), {"nothing to predict"}));
+  write_atomic(folder / "two", "xy");
+  EXPECT_TRUE(refused(run_program({"eval", "-m", path("model"), path("two")}, "", "/dev/full"), {"standard output"}));
+  EXPECT_TRUE(refused(eval({path("one"), "--chunks", "5"}), {"--chunks", "did you mean '--chunk'"}));
+  EXPECT_TRUE(refused(eval({path("one"), "--chunk", "0"}), {"--chunk"}));
+  EXPECT_TRUE(refused(eval({path("one"), "--limit", "many"}), {"--limit"}));
+}
+
+TEST_F(EvalCommand, RefusesBadModels) {
+  write_atomic(folder / "text", "some text");
+  const auto refuses = [&](const Names& parts) { return refused(eval({path("text")}), parts); };
+  const std::string config = read_file(folder / "model/config.json");
+  const std::string weights = read_file(folder / "model/model.safetensors");
+  write_atomic(folder / "model/model.safetensors", std::string_view(weights).substr(0, weights.size() / 2));
+  EXPECT_TRUE(refuses({"model.safetensors"}));
+  std::filesystem::remove(folder / "model/model.safetensors");
+  EXPECT_TRUE(refuses({"model.safetensors", "No such file"}));
+  write_atomic(folder / "model/config.json", std::string_view(config).substr(0, config.size() / 2));
+  EXPECT_TRUE(refuses({"config.json", "no valid JSON"}));
+  write_atomic(folder / "model/config.json", "{\"model_type\": \"lineall\"}");
+  EXPECT_TRUE(refuses({"model_type", "'lineal'"}));
+  std::filesystem::remove_all(folder / "model");
+  EXPECT_TRUE(refuses({path("model"), "does not exist"}));
+}
+
+TEST_F(EvalCommand, MemoryDoesNotGrowWithTheText) {
+  write_model(folder / "model", "identity");
+  const auto peak = [&](size_t size) {
+    write_atomic(folder / "text", some_text(size));
+    const ProgramRun run = eval({path("text"), "--json"});
+    EXPECT_EQ(run.code, 0) << run.err;
+    EXPECT_EQ(Json::parse(run.out)["tokens"], size);
+    return static_cast<double>(run.peak_kib);
+  };
+  const double small = peak(1'000'003), large = peak(20'000'003);
+  EXPECT_LE(large, 1.05 * small) << "KiB";
+}
+
+}  // namespace
+}  // namespace lineal

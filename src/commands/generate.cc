@@ -1,0 +1,93 @@
+// lineal generate: continue a prompt, a file or a saved state.
+#include "generate/generate.h"
+
+#include <iostream>
+
+#include "commands/command.h"
+#include "core/error.h"
+#include "data/sources.h"
+#include "interop/load.h"
+
+namespace lineal {
+namespace {
+
+/// The text of a file as one piece after another; documents of one follow each other.
+void read_text(Session& session, const Tokenizer& tokenizer, const std::string& path) {
+  TextReader reader(find_sources({path}));
+  TextPiece piece;
+  while (reader.next(piece)) session.read(tokenizer.encode(piece.bytes));
+}
+
+void print(std::string_view piece) {
+  if (!(std::cout << piece << std::flush)) fail("generate: cannot write to standard output");
+}
+
+int run(const std::vector<std::string>& args) {
+  CLI::App app("continues a text: -p PROMPT, -f FILE, or --state FILE.state (after which -p or -f may add more)",
+               "generate");
+  std::string model, prompt, file, state, save;
+  GenerateOptions options;
+  SamplerConfig config;
+  uint64_t seed = 0;
+  int64_t count = 1;
+  bool json = false;
+  app.add_option("-m,--model", model, "model directory or run")->required();
+  auto* prompt_option = app.add_option("-p,--prompt", prompt, "text to continue");
+  app.add_option("-f,--file", file, "file with that text, - for standard input")->excludes(prompt_option);
+  app.add_option("--state", state, "FILE.state of lineal read or --save: nothing of it is computed again");
+  app.add_option("-n,--length", options.length, "most tokens to generate")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 60));
+  add_fields(app, config, "generate");
+  app.add_option("-s,--seed", seed, "continuation i draws with seed + i");
+  app.add_option("--stop", options.stops, "end before this text; may be given several times")
+      ->expected(1)
+      ->take_all()
+      ->allow_extra_args(false);  // else "[a,b]" would be taken for a list
+  app.add_option("--count", count, "continuations of the same text")->check(CLI::Range(1, 1 << 20));
+  app.add_option("--save", save, "FILE.state to write after the last token");
+  app.add_flag("--json", json, "one JSON object per continuation");
+  add_threads(app);
+  if (!parse(app, args)) return 0;
+  if (!save.empty() && count != 1) fail("generate: --save keeps one continuation, --count is ", count);
+  if (prompt.empty() && file.empty() && state.empty()) {
+    fail("generate: no prompt, expected -p TEXT, -f FILE or --state FILE.state");
+  }
+  const LoadedModel loaded = load_model(model);
+  const Tokenizer& tokenizer = tokenizer_of(loaded, "generate");
+  Session session = state.empty() ? Session(loaded.model) : Session::load(state, loaded.model);
+  const int64_t restored = session.tokens();
+  if (!file.empty()) read_text(session, tokenizer, file);
+  session.read(tokenizer.encode(prompt));
+
+  if (!json) options.on_text = print;
+  for (int64_t i = 0; i < count; ++i) {
+    if (!json && count > 1)
+      print(text(i > 0 ? "\n" : "", "--- ", i + 1, " of ", count, ", seed ", seed + static_cast<uint64_t>(i), "\n"));
+    Session own = session.fork(1)[0];
+    Sampler sampler(config, seed + static_cast<uint64_t>(i));
+    for (const int64_t token : own.recent()) sampler.observe(token);
+    const Generation result = generate(own, tokenizer, sampler, options);
+    if (json) {
+      print(Json{{"text", result.text},
+                 {"tokens", result.tokens},
+                 {"finish", result.finish},
+                 {"stop", result.stop},
+                 {"seed", seed + static_cast<uint64_t>(i)},
+                 {"restored_tokens", restored},
+                 {"read_tokens", session.tokens() - restored}}
+                .dump() +
+            "\n");
+    }
+    if (!save.empty()) own.save(save);
+  }
+  if (!json) print("\n");
+  return 0;
+}
+
+}  // namespace
+
+extern const CommandSpec generate_spec;
+const CommandSpec generate_spec = {
+    .name = "generate", .help = "continue a prompt, a file or a saved state", .run = run};
+
+}  // namespace lineal
