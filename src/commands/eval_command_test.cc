@@ -36,9 +36,9 @@ class EvalCommand : public testing::Test {
  protected:
   void SetUp() override { write_model(folder / "model", "ttt_linear(num_attention_heads=2,mini_batch_size=7)"); }
   std::string path(const std::string& name) const { return (folder / name).string(); }
-  ProgramRun eval(Names args, const std::string& input = "") const {
+  ProgramResult eval(Names args, const std::string& input = "") const {
     args.insert(args.begin(), {"eval", "-m", path("model"), "-t", "1"});
-    return run_program(args, input);
+    return run_program(args, folder.path(), {input});
   }
   TemporaryFolder folder;
 };
@@ -48,7 +48,7 @@ TEST_F(EvalCommand, TheChunkChangesNothing) {
   write_atomic(folder / "a.txt", bytes);
   write_atomic(folder / "b.jsonl", "{\"text\": \"one line\"}\n{\"text\": \"and another\"}\n");
   const auto measured = [&](const std::string& chunk) {
-    const ProgramRun run = eval({path("a.txt"), path("b.jsonl"), "--chunk", chunk, "--json"});
+    const ProgramResult run = eval({path("a.txt"), path("b.jsonl"), "--chunk", chunk, "--json"});
     EXPECT_EQ(run.code, 0) << run.err;
     EXPECT_EQ(run.err, "");
     return Json::parse(run.out);
@@ -68,7 +68,7 @@ TEST_F(EvalCommand, TheChunkChangesNothing) {
       EXPECT_NEAR(other[name].get<double>(), value, 1e-4 * value) << name << ", chunk " << chunk;
     }
   }
-  const ProgramRun lines = eval({"-"}, bytes);
+  const ProgramResult lines = eval({"-"}, bytes);
   EXPECT_EQ(lines.code, 0) << lines.err;
   EXPECT_NE(lines.out.find("3001, 3000 of them predicted"), std::string::npos) << lines.out;
 }
@@ -109,7 +109,8 @@ TEST_F(EvalCommand, RefusesBadText) {
   EXPECT_TRUE(refused(eval({path("bad.jsonl")}), {path("bad.jsonl"), "2"}));
   EXPECT_TRUE(refused(eval({path("one")}), {"nothing to predict"}));
   write_atomic(folder / "two", "xy");
-  EXPECT_TRUE(refused(run_program({"eval", "-m", path("model"), path("two")}, "", "/dev/full"), {"standard output"}));
+  EXPECT_TRUE(refused(run_program({"eval", "-m", path("model"), path("two")}, folder.path(), {"", "/dev/full"}),
+                      {"standard output"}));
   EXPECT_TRUE(refused(eval({path("one"), "--chunks", "5"}), {"--chunks", "did you mean '--chunk'"}));
   EXPECT_TRUE(refused(eval({path("one"), "--chunk", "0"}), {"--chunk"}));
   EXPECT_TRUE(refused(eval({path("one"), "--limit", "many"}), {"--limit"}));
@@ -136,7 +137,7 @@ TEST_F(EvalCommand, MemoryDoesNotGrowWithTheText) {
   write_model(folder / "model", "identity");
   const auto peak = [&](size_t size) {
     write_atomic(folder / "text", some_text(size));
-    const ProgramRun run = eval({path("text"), "--json"});
+    const ProgramResult run = eval({path("text"), "--json"});
     EXPECT_EQ(run.code, 0) << run.err;
     EXPECT_EQ(Json::parse(run.out)["tokens"], size);
     return static_cast<double>(run.peak_kib);

@@ -28,15 +28,15 @@ class GenerateCommand : public testing::Test {
     save_model(LanguageModel(config), folder / name);
   }
   std::string path(const std::string& name) const { return (folder / name).string(); }
-  ProgramRun run(const std::string& command, Names args, const std::string& input = "",
-                 const std::string& out = "") const {
+  ProgramResult run(const std::string& command, Names args, const std::string& input = "",
+                    const std::string& out = "") const {
     args.insert(args.begin(), {command, "-m", path("model"), "-t", "1"});
-    return run_program(args, input, out);
+    return run_program(args, folder.path(), {input, out});
   }
-  ProgramRun generate(const Names& args) const { return run("generate", args); }
+  ProgramResult generate(const Names& args) const { return run("generate", args); }
   std::vector<Json> objects(Names args) const {
     args.push_back("--json");
-    const ProgramRun result = generate(args);
+    const ProgramResult result = generate(args);
     EXPECT_EQ(result.code, 0) << result.err;
     std::vector<Json> list;
     for (size_t at = 0, end; (end = result.out.find('\n', at)) != std::string::npos; at = end + 1) {
@@ -53,7 +53,7 @@ TEST_F(GenerateCommand, PrintsTheTextOfJson) {
   EXPECT_EQ(list[0]["tokens"].size(), 21u);
   EXPECT_EQ(list[0]["finish"], "length");
   EXPECT_EQ(list[0]["read_tokens"], 9);
-  const ProgramRun plain = generate({"-p", "Once upon", "-n", "21", "-s", "3"});
+  const ProgramResult plain = generate({"-p", "Once upon", "-n", "21", "-s", "3"});
   EXPECT_EQ(plain.out, list[0]["text"].get<std::string>() + "\n");
   EXPECT_EQ(plain.err, "");
   EXPECT_NE(objects({"-p", "Once upon", "-n", "21", "-s", "4"})[0]["tokens"], list[0]["tokens"]);
@@ -91,7 +91,7 @@ TEST_F(GenerateCommand, StopsBeforeTheStop) {
 
 TEST_F(GenerateCommand, SavedStatesGoOn) {
   const Json whole = objects({"-p", "Once upon a time", "-n", "19", "--temp", "0"})[0];
-  ProgramRun read = run("read", {"-", "-o", path("a.state"), "--json"}, "Once upon a time");
+  ProgramResult read = run("read", {"-", "-o", path("a.state"), "--json"}, "Once upon a time");
   EXPECT_EQ(read.code, 0) << read.err;
   EXPECT_EQ(Json::parse(read.out)["tokens"], 16);
   const Json restored = objects({"--state", path("a.state"), "-n", "19", "--temp", "0"})[0];

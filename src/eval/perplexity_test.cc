@@ -140,7 +140,8 @@ TEST(Perplexity, MaxContextRestartsTheState) {
   const Evaluation result = measure(model, {.chunk = 333, .max_context = 101});
   EXPECT_EQ(result.loss.tokens, 3109);
   EXPECT_NEAR(result.loss.nats, expected, 1e-5 * expected);
-  EXPECT_GT(std::abs(result.loss.nats - measure(model, {}).loss.nats), 1e-3 * expected);
+  EXPECT_GT(std::abs(result.loss.nats - measure(model, {}).loss.nats),
+            1e-4 * expected);  // ten times the tolerance above
 }
 
 TEST(Perplexity, ReadsFilesToTheLimit) {
