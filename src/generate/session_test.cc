@@ -88,6 +88,10 @@ TEST(Session, ForkIsReplay) {
   Session session(model);
   session.read(ids(23));
   auto forks = session.fork(3);
+  const auto parts = session.state().named(), copies = forks[1].state().named();
+  for (size_t i = 0; i < parts.size(); ++i) {
+    EXPECT_FALSE(parts[i].second.is_alias_of(copies[i].second)) << parts[i].first << " is shared";
+  }
   for (size_t i = 0; i < forks.size(); ++i) forks[i].read(ids(11, static_cast<int64_t>(i) + 2));
   for (size_t i = 0; i < forks.size(); ++i) {
     Session replay(model);
