@@ -162,7 +162,7 @@ TEST(LayerPlan, ReadsRepeatsOptionsAndDefaults) {
     EXPECT_ERROR(parse_plan(bad), "layers: ");
   }
   EXPECT_ERROR(parse_plan("ttt_linaer"), "did you mean 'ttt_linear'?");
-  EXPECT_ERROR(parse_plan("ttt_linear(form=tripel)"), "expected one of dual primal");
+  EXPECT_ERROR(parse_plan("ttt_linear(form=tripel)"), "expected one of auto dual primal");
 }
 
 TEST(LanguageModel, TokenIdsOutOfRangeAreNamed) {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "core/error.h"
 #include "core/file.h"
 #include "mixers/ttt.h"
 #include "testing/testing.h"
@@ -81,6 +82,63 @@ TEST(InnerModel, LearnsDecodesAndHasGradients) {
     value(0);
     EXPECT_NEAR((gradient * direction).sum().item<double>(), finite, 1e-5 * std::max(1.0, std::abs(finite)));
   }
+}
+
+/// f(x) = x W without biases, its dual as ttt_linear.cc writes it. `copies_dual` false leaves the dual out.
+class Plain : public InnerModel {
+ public:
+  explicit Plain(bool copies_dual) : copies_dual_(copies_dual) {}
+  std::vector<Weight> weights(int64_t K) const override { return {{"W", {K, K}, 0.02}}; }
+  Tensor forward(const Tensor& x, const Weights& W) const override { return at::matmul(x, W[0]); }
+  bool has_dual() const override { return copies_dual_; }
+  Tensor dual(const InnerBatch& batch, const InnerNorm& norm, const Weights& W, Weights& D) const override {
+    ++calls;
+    const Tensor G = norm.loss_gradient(forward(batch.k, W), batch.target) * batch.eta;
+    Tensor moved = at::matmul(batch.qk, G);
+    if (D[0].defined()) moved = moved + forward(batch.q, D);
+    const Tensor sum = at::matmul(batch.k.transpose(-1, -2), G);
+    D[0] = D[0].defined() ? D[0] + sum : sum;
+    return forward(batch.q, W) - batch.scale * moved;
+  }
+
+  inline static int calls = 0;
+
+ private:
+  bool copies_dual_;
+};
+
+std::shared_ptr<TTT> plain_layer(const std::string& form, bool copies_dual) {
+  TTTConfig config;  // whose `bias`, on by default, is not this inner model's
+  config.num_attention_heads = 2;
+  config.mini_batch_size = 4;
+  config.form = form;
+  auto layer = std::make_shared<TTT>("ttt_plain", config, 12, std::make_unique<Plain>(copies_dual));
+  at::manual_seed(5);
+  layer->reset_parameters(0.3);
+  layer->to(at::kDouble);
+  return layer;
+}
+
+TEST(InnerModel, ADualWithoutBiasesIsThePrimal) {
+  at::NoGradGuard no_grad;
+  const Tensor x = normal({2, 11, 12}, 1, at::kDouble);
+  const auto run = [&](const std::string& form) {
+    const auto layer = plain_layer(form, /*copies_dual=*/true);
+    State state = layer->initial_state(2);
+    return layer->forward(x, state, {});
+  };
+  const Tensor primal = run("primal");
+  EXPECT_EQ(Plain::calls, 0);
+  EXPECT_CLOSE(run("auto"), primal, 1e-12);
+  EXPECT_GT(Plain::calls, 0) << "auto takes the dual where there is one";
+  EXPECT_CLOSE(run("dual"), primal, 1e-12);
+}
+
+TEST(InnerModel, NoDualIsSaidWhenAskedFor) {
+  EXPECT_ERROR(plain_layer("dual", /*copies_dual=*/false),
+               "ttt_plain: form is dual and the inner model has none, expected form auto or primal");
+  plain_layer("auto", /*copies_dual=*/false);
+  plain_layer("primal", /*copies_dual=*/false);
 }
 
 }  // namespace

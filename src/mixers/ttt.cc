@@ -89,7 +89,7 @@ Tensor InnerNorm::loss_gradient(const Tensor& z, const Tensor& target) const {
 }
 
 Tensor InnerModel::dual(const InnerBatch&, const InnerNorm&, const Weights&, Weights&) const {
-  fail("ttt: this inner model has no dual form, expected form = primal");
+  fail("ttt: this inner model has no dual(), expected has_dual() to be false");
 }
 
 Tensor ttt_primal(const InnerModel& f, const InnerBatch& batch, const InnerNorm& norm, const Weights& W, Weights& D) {
@@ -140,7 +140,8 @@ std::vector<Field> TTTConfig::fields() {
       {"bias", &bias, {}, "the inner model has biases"},
       {"eta", &eta, one_of({"learned", "fixed"}), "step per token and head, or ttt_base_lr itself"},
       {"initial_weights", &initial_weights, one_of({"learned", "zero"}), "W_0"},
-      {"form", &form, one_of({"dual", "primal"}), "same numbers, by matrix products or a gradient per token"},
+      {"form", &form, one_of({"auto", "dual", "primal"}),
+       "same numbers, by matrix products or a gradient per token; auto: dual if the inner model has one"},
   };
 }
 
@@ -153,6 +154,10 @@ TTT::TTT(std::string name, const TTTConfig& config, int64_t D, std::unique_ptr<I
       inner_(std::move(inner)),
       shapes_(inner_->weights(K_)) {
   if (config.rope_theta > 0 && K_ % 2 != 0) fail(name_, ": head size is ", K_, ", rotary embedding needs an even one");
+  if (config.form == "dual" && !inner_->has_dual()) {
+    fail(name_, ": form is dual and the inner model has none, expected form auto or primal, or an inner model with ",
+         "has_dual() and dual()");
+  }
   for (const auto& weight : shapes_) {
     auto shape = weight.shape;
     shape.insert(shape.begin(), H_);
@@ -246,7 +251,7 @@ Tensor TTT::learn(const Views& views, const Tensor& position, State& state) {
   const auto scales = layout.blocks(scale.index_select(0, place.flatten()).reshape({B, T, 1, 1}));
   const InnerNorm norm{config_.norm, config_.norm ? norm_weight_.unsqueeze(1) : Tensor(),
                        config_.norm ? norm_bias_.unsqueeze(1) : Tensor()};
-  const bool dual = config_.form == "dual" && inner_->has_dual();
+  const bool dual = config_.form != "primal" && inner_->has_dual();
   const Weights start = initial_weights(B);
 
   Weights W, D;
@@ -265,7 +270,7 @@ Tensor TTT::learn(const Views& views, const Tensor& position, State& state) {
     }
     const auto at_n = static_cast<size_t>(n);
     InnerBatch batch{q[at_n], k[at_n], target[at_n], eta[at_n], scales[at_n], {}};
-    if (dual) batch.qk = (at::matmul(batch.q, batch.k.transpose(-1, -2)) + (config_.bias ? 1 : 0)).tril();
+    if (dual) batch.qk = at::matmul(batch.q, batch.k.transpose(-1, -2)).tril();
     const Weights at_start = W;
     z.push_back(dual ? inner_->dual(batch, norm, W, D) : ttt_primal(*inner_, batch, norm, W, D));
     for (size_t i = 0; i < W.size(); ++i) {

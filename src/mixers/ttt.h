@@ -26,7 +26,7 @@ struct InnerBatch {
   Tensor target;  // [B, H, C, K]  what f with its norm should give for k: v - k with the residual, else v
   Tensor eta;     // [B, H, C, 1]  0 for padding
   Tensor scale;   // [B, 1, C, 1]  s_i
-  Tensor qk;      // [B, H, C, C]  tril(q k^T), plus 1 on and below the diagonal when f has biases
+  Tensor qk;      // [B, H, C, C]  tril(q k^T); for `dual` only
 };
 
 /// What an inner model's loss knows: the head's norm, absent when off.
@@ -60,7 +60,7 @@ class InnerModel {
 
   virtual bool has_dual() const { return false; }
   /// Adds this batch's sums of eta_j grad_j to D and returns f(q_i; W - s_i D_i) [B, H, C, K], forming no gradient per
-  /// token. W and D are [B, H, shape...]; an entry of D that is undefined is zero.
+  /// token. W and D are [B, H, shape...]; an entry of D that is undefined is zero. Called when has_dual() is true.
   virtual Tensor dual(const InnerBatch& batch, const InnerNorm& norm, const Weights& W, Weights& D) const;
 };
 
@@ -81,7 +81,7 @@ struct TTTConfig : Config {
   bool bias = true;
   std::string eta = "learned";
   std::string initial_weights = "learned";
-  std::string form = "dual";
+  std::string form = "auto";
 
   std::vector<Field> fields() override;
 };

@@ -37,7 +37,7 @@ class Mlp : public InnerModel {
     const Tensor G2 = norm.loss_gradient(layer(h, W, 1), batch.target);
     const Tensor G1 = at::gelu_backward(at::matmul(G2, W[second()].transpose(-1, -2)), u_k, "tanh") * batch.eta;
     const Tensor G2_eta = G2 * batch.eta;
-    const Tensor u = move(batch, batch.q, batch.qk, G1, W, D, 0);
+    const Tensor u = move(batch, batch.q, bias_ ? (batch.qk + 1).tril() : batch.qk, G1, W, D, 0);
     const Tensor a = at::gelu(u, "tanh");
     const Tensor ah = (at::matmul(a, h.transpose(-1, -2)) + (bias_ ? 1 : 0)).tril();
     const Tensor z = move(batch, a, ah, G2_eta, W, D, 1);
@@ -55,7 +55,7 @@ class Mlp : public InnerModel {
     return bias_ ? at::matmul(x, W[at]) + W[at + 1] : at::matmul(x, W[at]);
   }
 
-  /// x_i W_i + b_i with the weights each token has reached; products = tril(x h^T + 1).
+  /// x_i W_i + b_i with the weights each token has reached; products = tril(x h^T), plus 1 when there are biases.
   Tensor move(const InnerBatch& batch, const Tensor& x, const Tensor& products, const Tensor& G, const Weights& W,
               const Weights& D, size_t index) const {
     Tensor moved = at::matmul(products, G);

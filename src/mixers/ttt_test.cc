@@ -26,7 +26,7 @@ Inner random_inner(const InnerModel& f, int64_t B, int64_t H, int64_t C, int64_t
   b.target = normal({B, H, C, K}, 3, at::kDouble);
   b.eta = normal({B, H, C, 1}, 4, at::kDouble).sigmoid() / 4;
   b.scale = normal({B, 1, C, 1}, 5, at::kDouble).sigmoid();
-  b.qk = (at::matmul(b.q, b.k.transpose(-1, -2)) + 1).tril();
+  b.qk = at::matmul(b.q, b.k.transpose(-1, -2)).tril();
   inner.norm.on = norm;
   inner.norm.gamma = 1 + 0.1 * normal({H, 1, K}, 6, at::kDouble);
   inner.norm.beta = 0.1 * normal({H, 1, K}, 7, at::kDouble);
@@ -145,13 +145,13 @@ TEST(TTTEquivalence, OnlineGradientDescentIsTheDeltaRule) {
   EXPECT_CLOSE(W[0], S, 1e-12);
 }
 
-class PrimalDual : public testing::TestWithParam<std::tuple<std::string, bool, bool, int>> {};
+class PrimalDual : public testing::TestWithParam<std::tuple<std::string, bool, bool, bool, int>> {};
 
 // Equivalence 4: primal == dual for every f, norm, length of the inner batch, and from the middle of one; gradients
 // too.
 TEST_P(PrimalDual, AgreeWithGradients) {
-  const auto& [kind, norm, mid_batch, C] = GetParam();
-  const auto f = kind == "linear" ? linear_inner_model(true) : mlp_inner_model(true);
+  const auto& [kind, bias, norm, mid_batch, C] = GetParam();
+  const auto f = kind == "linear" ? linear_inner_model(bias) : mlp_inner_model(bias);
   Inner inner = random_inner(*f, 2, 3, C, 5, norm, mid_batch);
   const auto run = [&](bool dual) {
     Inner in = inner;
@@ -159,7 +159,7 @@ TEST_P(PrimalDual, AgreeWithGradients) {
     const auto leaf = [&](Tensor& x) { leaves.push_back(x = x.detach().clone().requires_grad_()); };
     leaf(in.batch.q), leaf(in.batch.k), leaf(in.batch.target), leaf(in.batch.eta), leaf(in.batch.scale);
     for (auto& w : in.W) leaf(w);
-    in.batch.qk = (at::matmul(in.batch.q, in.batch.k.transpose(-1, -2)) + 1).tril();
+    in.batch.qk = at::matmul(in.batch.q, in.batch.k.transpose(-1, -2)).tril();
     std::vector<Tensor> out = {dual ? f->dual(in.batch, in.norm, in.W, in.D)
                                     : ttt_primal(*f, in.batch, in.norm, in.W, in.D)};
     out.insert(out.end(), in.D.begin(), in.D.end());
@@ -178,7 +178,7 @@ TEST_P(PrimalDual, AgreeWithGradients) {
 
 INSTANTIATE_TEST_SUITE_P(All, PrimalDual,
                          testing::Combine(testing::Values("linear", "mlp"), testing::Bool(), testing::Bool(),
-                                          testing::Values(1, 3, 16)));
+                                          testing::Bool(), testing::Values(1, 3, 16)));
 
 // Equivalence 5: any split of the tokens into calls, of inner batches of any size, is one call.
 TEST(TTTEquivalence, AnySplitIsOneCall) {
