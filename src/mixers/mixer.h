@@ -28,7 +28,8 @@ class Mixer : public torch::nn::Module {
   /// Fills the parameters with their initial values; weights of linear maps are N(0, deviation^2).
   virtual void reset_parameters(double deviation) = 0;
 
-  /// While true, forward leaves scalars worth logging in `measured` (TTT: the inner loss before and after its steps).
+  /// While true, forward leaves scalars worth logging in `measured` (TTT: the mean inner loss of the call's tokens
+  /// before and after the steps of their inner batch).
   bool measure = false;
   std::vector<std::pair<std::string, Tensor>> measured;
 

@@ -64,13 +64,25 @@ struct Layout {
   }
 };
 
+/// x [B] -> [B, 1, ...] with the dimensions of `like` [B, ...].
+Tensor per_row(const Tensor& x, const Tensor& like) {
+  std::vector<int64_t> shape(static_cast<size_t>(like.dim()), 1);
+  shape[0] = like.size(0);
+  return x.reshape(shape);
+}
+
+/// W - s D, s [B]: the weights each row has reached. An undefined D is zero.
+Weights reached(const Weights& W, const Weights& D, const Tensor& s) {
+  Weights result;
+  for (size_t i = 0; i < W.size(); ++i) result.push_back(D[i].defined() ? W[i] - per_row(s, W[i]) * D[i] : W[i]);
+  return result;
+}
+
 /// mask [B] on the CPU -> where(mask, a, b) by rows, without work when the rows agree.
 Tensor select_rows(const Tensor& mask, const Tensor& a, const Tensor& b) {
   if (mask.all().item<bool>()) return a;
   if (!mask.any().item<bool>()) return b;
-  std::vector<int64_t> shape(static_cast<size_t>(a.dim()), 1);
-  shape[0] = a.size(0);
-  return at::where(mask.to(a.device()).reshape(shape), a, b);
+  return at::where(per_row(mask.to(a.device()), a), a, b);
 }
 
 }  // namespace
@@ -261,7 +273,8 @@ Tensor TTT::learn(const Views& views, const Tensor& position, State& state) {
     D.push_back(mid_batch ? state[shape.name + "_step"] : Tensor());
   }
   std::vector<Tensor> z;
-  std::vector<Tensor> before, after;
+  std::vector<Tensor> before, after;  // sums of inner losses
+  const auto real = measure ? layout.blocks(at::ones({B, T, 1, 1}, scale.options())) : std::vector<Tensor>();
   for (int64_t n = 0; n < layout.n; ++n) {
     const Tensor restart = layout.restart.select(1, n), complete = layout.complete.select(1, n);
     for (size_t i = 0; i < W.size(); ++i) {
@@ -271,15 +284,16 @@ Tensor TTT::learn(const Views& views, const Tensor& position, State& state) {
     const auto at_n = static_cast<size_t>(n);
     InnerBatch batch{q[at_n], k[at_n], target[at_n], eta[at_n], scales[at_n], {}};
     if (dual) batch.qk = at::matmul(batch.q, batch.k.transpose(-1, -2)).tril();
-    const Weights at_start = W;
     z.push_back(dual ? inner_->dual(batch, norm, W, D) : ttt_primal(*inner_, batch, norm, W, D));
+    if (measure) {
+      const at::NoGradGuard no_grad;
+      const Tensor last = (real[at_n].sum(2) - 1).clamp_min(0).to(at::kLong).unsqueeze(2);  // [B, 1, 1, 1]
+      before.push_back(inner_loss(batch, norm, W, real[at_n]));
+      after.push_back(inner_loss(batch, norm, reached(W, D, batch.scale.gather(2, last)), real[at_n]));
+    }
     for (size_t i = 0; i < W.size(); ++i) {
       W[i] = select_rows(complete, W[i] - scale[-1] * D[i], W[i]);
       D[i] = complete.all().item<bool>() ? Tensor() : select_rows(complete, at::zeros_like(D[i]), D[i]);
-    }
-    if (measure) {
-      before.push_back(inner_loss(batch, norm, at_start));
-      after.push_back(inner_loss(batch, norm, W));
     }
   }
   for (size_t i = 0; i < W.size(); ++i) {
@@ -288,21 +302,23 @@ Tensor TTT::learn(const Views& views, const Tensor& position, State& state) {
   }
   state["position"] = position.select(1, -1) + 1;
   if (measure) {
-    measured = {{"inner_loss_before", at::stack(before).mean()}, {"inner_loss_after", at::stack(after).mean()}};
+    const auto losses = static_cast<double>(B * H_ * T);
+    measured = {{"inner_loss_before", at::stack(before).sum() / losses},
+                {"inner_loss_after", at::stack(after).sum() / losses}};
   }
   const Tensor answer = norm(at::stack(z, 2).flatten(2, 3)).unflatten(2, {layout.n, layout.C});
   const Tensor o = layout.tokens(answer.unbind(2), T);
   return config_.residual ? views.q + o : o;
 }
 
-Tensor TTT::inner_loss(const InnerBatch& batch, const InnerNorm& norm, const Weights& W) const {
+/// The sum over the real tokens of all rows and heads; real [B, 1, C, 1] is 1, and 0 for padding.
+Tensor TTT::inner_loss(const InnerBatch& batch, const InnerNorm& norm, const Weights& W, const Tensor& real) const {
   at::NoGradGuard no_grad;
   Weights flat;
   for (const Tensor& w : W) flat.push_back(w.flatten(0, 1));
   const Tensor z = inner_->forward(batch.k.flatten(0, 1), flat).view_as(batch.k);
   const Tensor loss = 0.5 * (norm(z) - batch.target).square().sum(-1, /*keepdim=*/true);
-  const Tensor real = (batch.eta != 0).to(loss.scalar_type());
-  return (loss * real).sum() / real.sum().clamp_min(1);
+  return (loss * real).sum();
 }
 
 Tensor TTT::forward(const Tensor& x, State& state, const Segments& segments) {
@@ -322,14 +338,12 @@ Tensor TTT::forward(const Tensor& x, State& state, const Segments& segments) {
 Weights TTT::current_weights(const State& state) const {
   const Tensor place = state.at("position").remainder(config_.mini_batch_size);  // [B]; 0: W has just been moved
   const Tensor scale = token_scale().index_select(0, (place - 1).clamp_min(0));
-  Weights result;
+  Weights W, D;
   for (const auto& shape : shapes_) {
-    const Tensor& W = state.at(shape.name);
-    std::vector<int64_t> broadcast(static_cast<size_t>(W.dim()), 1);
-    broadcast[0] = W.size(0);
-    result.push_back(W - scale.reshape(broadcast) * state.at(shape.name + "_step"));
+    W.push_back(state.at(shape.name));
+    D.push_back(state.at(shape.name + "_step"));
   }
-  return result;
+  return reached(W, D, scale);
 }
 
 void TTT::reset_parameters(double deviation) {

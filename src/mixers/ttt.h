@@ -108,7 +108,7 @@ class TTT : public Mixer {
   Tensor token_scale() const;
   Weights initial_weights(int64_t B) const;
   Tensor learn(const Views& views, const Tensor& position, State& state);
-  Tensor inner_loss(const InnerBatch& batch, const InnerNorm& norm, const Weights& W) const;
+  Tensor inner_loss(const InnerBatch& batch, const InnerNorm& norm, const Weights& W, const Tensor& real) const;
 
   std::string name_;
   TTTConfig config_;

@@ -239,6 +239,73 @@ TEST(TTT, InnerLossFallsByItsStepsAndIsReported) {
   EXPECT_LT(layer->measured[1].second.item<double>(), layer->measured[0].second.item<double>());
 }
 
+/// Maps of the identity make k, v and the target the input, so that the inner loss is 1/2 |x W - x|^2.
+TEST(TTT, InnerLossIsThatOfEachTokensWeights) {
+  at::NoGradGuard no_grad;
+  const int64_t B = 2, T = 10, H = 2, K = 3;
+  const Json options = {
+      {"num_attention_heads", H}, {"mini_batch_size", 4}, {"eta", "fixed"}, {"ttt_base_lr", 0.05}, {"norm", false},
+      {"residual", false},        {"bias", false},        {"rope_theta", 0}};
+  const auto make = [&](int64_t size) {
+    Json changed = options;
+    changed["mini_batch_size"] = size;
+    at::manual_seed(3);
+    const auto layer = make_ttt("ttt_linear", changed, H * K);
+    layer->to(at::kDouble);
+    for (const char* name : {"q_proj", "k_proj", "v_proj", "o_proj"}) {
+      layer->named_parameters()[std::string(name) + ".weight"].copy_(at::eye(H * K));
+    }
+    layer->measure = true;
+    return layer;
+  };
+  const Tensor x = normal({B, T, H * K}, 1, at::kDouble);
+  const auto loss = [&](const Tensor& W, int64_t from, int64_t to) {  // W [B, H, K, K]; mean of the tokens
+    const Tensor k = x.slice(1, from, to).unflatten(2, {H, K}).transpose(1, 2);
+    return 0.5 * (at::matmul(k, W) - k).square().sum(-1).mean();
+  };
+  const auto long_batch = make(16);  // none of its steps is taken within the call
+  State state = long_batch->initial_state(B);
+  const Tensor W = state.at("W1");
+  long_batch->forward(x, state, {});
+  EXPECT_CLOSE(long_batch->measured[0].second, loss(W, 0, T), 1e-12);
+  EXPECT_CLOSE(long_batch->measured[1].second, loss(long_batch->current_weights(state)[0], 0, T), 1e-12);
+
+  const auto layer = make(4);  // inner batches of 4, 4 and 2 tokens
+  State whole = layer->initial_state(B), parts = whole;
+  layer->forward(x, whole, {});
+  const auto measured = layer->measured;
+  Tensor before = at::zeros({}, at::kDouble), after = before;
+  for (int64_t from = 0; from < T; from += 4) {
+    const int64_t to = std::min(from + 4, T);
+    before = before + loss(layer->current_weights(parts)[0], from, to) * (to - from) / T;
+    layer->forward(x.slice(1, from, to), parts, {});
+    after = after + loss(layer->current_weights(parts)[0], from, to) * (to - from) / T;
+  }
+  EXPECT_CLOSE(measured[0].second, before, 1e-12);
+  EXPECT_CLOSE(measured[1].second, after, 1e-12);
+}
+
+/// Rows whose inner batches begin at different tokens: each token counts once, whatever row and block it lies in.
+TEST(TTT, InnerLossOfABatchIsTheMeanOfItsRows) {
+  at::NoGradGuard no_grad;
+  const int64_t T = 11;
+  const auto layer = make_ttt("ttt_mlp", {{"num_attention_heads", 2}, {"mini_batch_size", 4}}, 12);
+  layer->to(at::kDouble);
+  layer->measure = true;
+  const Tensor x = normal({2, T, 12}, 1, at::kDouble);
+  Segments segments{at::zeros({2, T}, at::kBool)};
+  segments.starts[0][6] = true;
+  const auto run = [&](const Tensor& tokens, const Segments& documents) {
+    State state = layer->initial_state(tokens.size(0));
+    layer->forward(tokens, state, documents);
+    return at::stack({layer->measured[0].second, layer->measured[1].second});
+  };
+  const auto row = [&](int64_t from, int64_t to, int64_t which) {  // a sum over tokens
+    return run(x.slice(0, which, which + 1).slice(1, from, to), {}) * (to - from);
+  };
+  EXPECT_CLOSE(run(x, segments), (row(0, 6, 0) + row(6, T, 0) + row(0, T, 1)) / (2 * T), 1e-12);
+}
+
 TEST(TTT, ImpossibleSizesAreNamed) {
   EXPECT_ERROR(make_ttt("ttt_linear", {{"num_attention_heads", 3}}, 32), "expected a divisor of hidden_size 32");
   EXPECT_ERROR(make_ttt("ttt_linear", {{"num_attention_heads", 0}}, 32), "num_attention_heads is 0");
