@@ -22,6 +22,8 @@ Tensor right_align(const Tensor& part, int64_t length) {
 
 }  // namespace
 
+Tensor own_storage(const Tensor& x) { return x.storage().nbytes() == x.nbytes() ? x : x.clone(); }
+
 Tensor& State::operator[](const std::string& name) {
   const auto found = lookup(parts_, name);
   return found != parts_.end() ? found->second : parts_.emplace_back(name, Tensor()).second;

@@ -12,6 +12,10 @@ namespace lineal {
 
 using at::Tensor;
 
+/// x itself, or a copy when x is a view of part of a larger storage: a state that kept one would keep a whole call's
+/// tensor alive.
+Tensor own_storage(const Tensor& x);
+
 /// What a mixer, block or model remembers of what it has read: named parts and named children, each part with the batch
 /// first, [B, ...]. Parts are float32 (float64 in float64 models); counts such as `position` are int64. A part that
 /// grows with the tokens read (the KV cache) grows along dimension 1 and is right-aligned: its newest entry is its

@@ -122,7 +122,7 @@ class Attention : public Mixer {
     }
     const auto last = [&](const Tensor& x) {
       const Tensor y = x.slice(1, x.size(1) - length);
-      return own.defined() ? at::where(own.unsqueeze(2).unsqueeze(3), y, 0) : y;
+      return own.defined() ? at::where(own.unsqueeze(2).unsqueeze(3), y, 0) : own_storage(y);
     };
     state["k"] = last(k);
     state["v"] = last(v);

@@ -118,6 +118,8 @@ enum class Flaw {
   cuts_the_gradient_of_the_start,
   cuts_the_gradient_of_a_parameter,
   grows,
+  keeps_the_call_alive,
+  shares_a_parameter,
 };
 
 /// h_t = 0.8 h_{t-1} + tanh(W x_t), h_0 learned; y_t = h_t + x_t; every fourth token of a document counts twice, as a
@@ -132,7 +134,8 @@ class Toy : public Mixer {
 
   State initial_state(int64_t B) const override {
     State state;
-    state["h"] = start_.expand({B, start_.size(0)}).contiguous();
+    const Tensor start = start_.unsqueeze(0).expand({B, start_.size(0)});
+    state["h"] = flaw_ == Flaw::shares_a_parameter ? start.contiguous() : start.clone(at::MemoryFormat::Contiguous);
     state["position"] = at::zeros({B}, at::kLong);
     if (flaw_ == Flaw::grows) state["past"] = at::zeros({B, 0, 1}, start_.options());
     return state;
@@ -158,6 +161,7 @@ class Toy : public Mixer {
       out = at::cat({out.slice(1, 0, T - 1) + 1e-6 * x.slice(1, 1), out.slice(1, T - 1)}, 1);
     if (flaw_ == Flaw::mixes_rows) out = out + 1e-6 * h.mean(0);
     hidden_ = h.detach();
+    if (flaw_ == Flaw::keeps_the_call_alive) h = at::stack(y, 1).select(1, T - 1);
     if (flaw_ == Flaw::writes_into_the_old_state) {
       state["h"].copy_(h);
     } else {
@@ -242,7 +246,11 @@ TEST(Mutants, Gradients) {
   expect_caught(gradient_law, Flaw::cuts_the_gradient_of_the_start, "gradient of start");
 }
 
-TEST(Mutants, ConstantState) { expect_caught(constant_state_law, Flaw::grows, "after 1 tokens, expected"); }
+TEST(Mutants, ConstantState) {
+  expect_caught(constant_state_law, Flaw::grows, "after 1 tokens, expected");
+  expect_caught(constant_state_law, Flaw::keeps_the_call_alive, "after 3 tokens: state part h of 40 bytes keeps 80");
+  expect_caught(constant_state_law, Flaw::shares_a_parameter, "initial state: state part h is a view of start");
+}
 
 }  // namespace
 }  // namespace lineal

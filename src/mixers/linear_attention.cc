@@ -146,8 +146,8 @@ class LinearAttention : public Mixer {
     const Tensor ones = at::ones({v.size(0), v.size(1), H_, 1}, v.options());
     const Tensor start = at::cat({state["S"], state["z"].unsqueeze(3)}, 3);  // [B, H, K, V + 1]
     const auto [o, S] = linear_attention_chunked(q, k, at::cat({v, ones}, 3), start, config_.chunk_size, segments);
-    state["S"] = S.slice(3, 0, K_);
-    state["z"] = S.select(3, K_);
+    state["S"] = own_storage(S.slice(3, 0, K_));
+    state["z"] = own_storage(S.select(3, K_));
     return o.slice(3, 0, K_) / (o.slice(3, K_) + kNormalizerEps);
   }
 

@@ -14,6 +14,7 @@
 #include <cmath>
 
 #include "core/error.h"
+#include "core/state.h"
 #include "mixers/chunks.h"
 #include "mixers/linear.h"
 #include "mixers/mixer.h"
@@ -116,7 +117,7 @@ std::pair<Tensor, Tensor> selective_scan(const Selective& in, const Tensor& h, i
   const Tensor x = grouped(in.delta * in.u).unsqueeze(4) * in.B.unsqueeze(3);  // [B, T, G, D/G, N]
   const Tensor all = linear_scan(a, x.view({dims['B'], dims['T'], dims['D'], N}), h, chunk_size);
   const Tensor y = at::matmul(grouped(all), in.C.unsqueeze(4)).squeeze(4).flatten(2);  // [B, T, D]
-  return {y, all.select(1, -1)};
+  return {y, own_storage(all.select(1, -1))};
 }
 
 namespace {

@@ -22,7 +22,7 @@ Tensor ShortConv::forward(const Tensor& x, Tensor& window, const Segments& segme
   if (segments.none()) {
     y = at::conv1d(padded.transpose(1, 2), weight, bias, at::IntArrayRef{1}, at::IntArrayRef{0}, at::IntArrayRef{1}, D)
             .transpose(1, 2);
-    window = padded.slice(1, T).to(window.scalar_type());
+    window = own_storage(padded.slice(1, T).to(window.scalar_type()));
     return y;
   }
   const Tensor document = segments.documents(B, T, x.device());  // [B, T]

@@ -130,7 +130,7 @@ Tensor ttt_primal(const InnerModel& f, const InnerBatch& batch, const InnerNorm&
     if (D[i].defined()) sums = sums + D[i].reshape({B, H, 1, -1});
     const Tensor w = W[i].reshape({B, H, 1, -1}) - batch.scale * sums;
     auto shape = W[i].sizes().vec();
-    D[i] = sums.select(2, C - 1).reshape(shape);
+    D[i] = own_storage(sums.select(2, C - 1)).reshape(shape);
     shape.erase(shape.begin(), shape.begin() + 2);
     shape.insert(shape.begin(), B * H * C);
     answers.push_back(w.reshape(shape));
@@ -203,7 +203,7 @@ Weights TTT::initial_weights(int64_t B) const {
   for (const Tensor& weight : weights_) {
     auto shape = weight.sizes().vec();
     shape.insert(shape.begin(), B);
-    W.push_back(weight.to(state_options()).unsqueeze(0).expand(shape));
+    W.push_back(weight.to(state_options()).unsqueeze(0).expand(shape).clone(at::MemoryFormat::Contiguous));
   }
   return W;
 }
@@ -212,7 +212,7 @@ State TTT::initial_state(int64_t B) const {
   State state;
   const Weights W = initial_weights(B);
   for (size_t i = 0; i < W.size(); ++i) state[shapes_[i].name] = W[i];
-  for (size_t i = 0; i < W.size(); ++i) state[shapes_[i].name + "_step"] = at::zeros_like(W[i]).contiguous();
+  for (size_t i = 0; i < W.size(); ++i) state[shapes_[i].name + "_step"] = at::zeros_like(W[i]);
   state["position"] = at::zeros({B}, state_options().dtype(at::kLong));
   if (config_.share_qk) state["conv"] = conv_q_->initial_state(B, state_options());
   return state;
@@ -264,7 +264,8 @@ Tensor TTT::learn(const Views& views, const Tensor& position, State& state) {
   const InnerNorm norm{config_.norm, config_.norm ? norm_weight_.unsqueeze(1) : Tensor(),
                        config_.norm ? norm_bias_.unsqueeze(1) : Tensor()};
   const bool dual = config_.form != "primal" && inner_->has_dual();
-  const Weights start = initial_weights(B);
+  const bool starts = layout.restart.any().item<bool>();
+  const Weights start = starts ? initial_weights(B) : Weights(shapes_.size());
 
   Weights W, D;
   const bool mid_batch = (state["position"].remainder(config_.mini_batch_size) != 0).any().item<bool>();

@@ -106,6 +106,7 @@ class TTT : public Mixer {
   };
   Views views(const Tensor& x, const Tensor& position, State& state, const Segments& segments);
   Tensor token_scale() const;
+  /// [B, H, shape...] each, in memory of their own, differentiable.
   Weights initial_weights(int64_t B) const;
   Tensor learn(const Views& views, const Tensor& position, State& state);
   Tensor inner_loss(const InnerBatch& batch, const InnerNorm& norm, const Weights& W, const Tensor& real) const;

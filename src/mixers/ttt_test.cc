@@ -239,13 +239,35 @@ TEST(TTT, InnerLossFallsByItsStepsAndIsReported) {
   EXPECT_LT(layer->measured[1].second.item<double>(), layer->measured[0].second.item<double>());
 }
 
+TEST(TTT, AnOptimizerStepLeavesALiveStateAsItWas) {
+  const auto layer = make_ttt("ttt_linear", {{"num_attention_heads", 2}}, 12);
+  for (const int64_t B : {1, 3}) {
+    State state = layer->initial_state(B);
+    Segments segments{at::zeros({B, 2}, at::kBool)};
+    segments.starts.select(1, 1).fill_(true);
+    State restarted = state;
+    layer->forward(normal({B, 2, 12}, 1), restarted, segments);
+    const Tensor W = layer->named_parameters()["W1"];
+    for (const State& live : {state, restarted}) {
+      const Tensor part = live.at("W1"), before = part.detach().clone();
+      {
+        at::NoGradGuard no_grad;
+        W.add_(1);
+      }
+      EXPECT_EQ(bit_difference(part.detach(), before), "");
+    }
+    W.mutable_grad() = Tensor();
+    state.at("W1").sum().backward();
+    EXPECT_CLOSE(W.grad(), at::full_like(W, static_cast<double>(B)), 0) << "the start is learned";
+  }
+}
+
 /// Maps of the identity make k, v and the target the input, so that the inner loss is 1/2 |x W - x|^2.
 TEST(TTT, InnerLossIsThatOfEachTokensWeights) {
   at::NoGradGuard no_grad;
   const int64_t B = 2, T = 10, H = 2, K = 3;
   const Json options = {
-      {"num_attention_heads", H}, {"mini_batch_size", 4}, {"eta", "fixed"}, {"ttt_base_lr", 0.05}, {"norm", false},
-      {"residual", false},        {"bias", false},        {"rope_theta", 0}};
+      {"num_attention_heads", H}, {"norm", false}, {"residual", false}, {"bias", false}, {"rope_theta", 0}};
   const auto make = [&](int64_t size) {
     Json changed = options;
     changed["mini_batch_size"] = size;

@@ -76,6 +76,19 @@ Subject make_subject(const MixerSpec& spec, const Json& options, int64_t D) {
   return subject;
 }
 
+/// "" when every part has a storage of its own, no larger than itself and no parameter's.
+std::string storage_difference(const Subject& subject, const State& state) {
+  for (const auto& [name, part] : state.named()) {
+    if (part.storage().nbytes() != part.nbytes()) {
+      return text("state part ", name, " of ", part.nbytes(), " bytes keeps ", part.storage().nbytes(), " alive");
+    }
+    for (const auto& parameter : subject.mixer->named_parameters()) {
+      if (part.is_alias_of(parameter.value())) return "state part " + name + " is a view of " + parameter.key();
+    }
+  }
+  return "";
+}
+
 std::string state_difference(const State& actual, const State& expected, double tolerance, bool growing) {
   const auto found = actual.named(), wanted = expected.named();
   if (found.size() != wanted.size()) return text("state has ", found.size(), " parts, expected ", wanted.size());
@@ -282,16 +295,21 @@ std::string gradient_law(const Subject& subject) {
 }
 
 std::string constant_state_law(const Subject& subject) {
-  if (!subject.constant_state) return "";
   at::NoGradGuard no_grad;
-  State state = subject.mixer->initial_state(2);
-  const int64_t bytes = state.bytes();
-  int64_t read_so_far = 0;
-  for (const int64_t T : {1, 2, 16, 31}) {
-    state = read(subject, state, tokens(subject, 2, T, 3), T == 31 ? documents(2, T, {{1, 30}}) : Segments{}).state;
-    read_so_far += T;
-    if (state.bytes() != bytes) {
-      return text("the state has ", state.bytes(), " bytes after ", read_so_far, " tokens, expected ", bytes);
+  for (const int64_t B : {1, 2}) {
+    State state = subject.mixer->initial_state(B);
+    const int64_t bytes = state.bytes();
+    if (auto found = storage_difference(subject, state); !found.empty()) return "initial state: " + found;
+    int64_t read_so_far = 0;
+    for (const int64_t T : {1, 2, 16, 31}) {
+      const Segments segments = T == 31 ? documents(B, T, {{B - 1, 30}}) : Segments{};
+      state = read(subject, state, tokens(subject, B, T, 3), segments).state;
+      read_so_far += T;
+      const auto after = text("after ", read_so_far, " tokens");
+      if (subject.constant_state && state.bytes() != bytes) {
+        return text("the state has ", state.bytes(), " bytes ", after, ", expected ", bytes);
+      }
+      if (auto found = storage_difference(subject, state); !found.empty()) return after + ": " + found;
     }
   }
   return "";
