@@ -1,7 +1,7 @@
 // Attention: softmax over all past keys, the quadratic baseline.                  (Attention Is All You Need, 2017)
 //   state    the rotated keys and the values of the document so far                 k, v [B, S, H_kv, K]
 //   output   o_t = sum_j softmax_j(K^{-1/2} q_t . k_j) v_j,  j <= t in t's document, t - j < sliding_window when set
-//   cost     O(T S K) time, 2 S K state per key head
+//   cost     O(T S K) time, 2 S K state per key head; with a window W O(T W K) and 2 W K
 // Grouped queries: head h reads key head floor(h H_kv / H).    (GQA, 2023)    Window: Longformer, 2020; Mistral, 2023.
 #include <ATen/ATen.h>
 #include <torch/nn/modules/linear.h>
@@ -15,6 +15,10 @@
 
 namespace lineal {
 namespace {
+
+/// Queries that share one product with a window's keys: as many as the window, so that half of the scores count, but no
+/// fewer than this, below which calls cost more than scores.
+constexpr int64_t kLeastQueries = 16;
 
 struct AttentionConfig : Config {
   int64_t num_attention_heads = 4;
@@ -76,18 +80,16 @@ class Attention : public Mixer {
       q = rope(q, position, theta_, RopePairs::halves);
       k = rope(k, position, theta_, RopePairs::halves);
     }
-    const int64_t S = state["k"].size(1);
-    const bool alone = S == 0 && segments.none() && (window_ == 0 || T <= window_);
-    const Tensor mask = alone ? Tensor() : visible(state["position"], S, T, segments);
+    const Tensor document = documents(state["position"], state["k"].size(1), T, segments);
     k = at::cat({state["k"], k}, 1);  // [B, S + T, H_kv, K]
     v = at::cat({state["v"], v}, 1);
-    const Tensor o = at::scaled_dot_product_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2),
-        mask.defined() ? std::optional<Tensor>(mask) : std::nullopt, /*dropout_p=*/0.0,
-        /*is_causal=*/alone && T > 1, /*scale=*/std::nullopt, /*enable_gqa=*/H_kv_ != H_);
+    const int64_t size = window_ > 0 ? std::max(window_, kLeastQueries) : T;
+    std::vector<Tensor> o;
+    for (int64_t from = 0; from < T; from += size)
+      o.push_back(attend(q, k, v, document, from, std::min(from + size, T)));
     state["position"] = position.select(1, -1) + 1;
     keep(k, v, state, segments);
-    return o_proj_(o.transpose(1, 2).flatten(2));
+    return o_proj_(at::cat(o, 1).flatten(2));
   }
 
   void reset_parameters(double deviation) override {
@@ -98,17 +100,39 @@ class Attention : public Mixer {
   /// How many cached tokens each row still has to see, of those read.
   Tensor kept(const Tensor& position) const { return window_ > 0 ? position.clamp_max(window_ - 1) : position; }
 
-  /// bool [B, 1, T, S + T]: which of the cached and the new tokens each new one sees.
-  Tensor visible(const Tensor& position, int64_t S, int64_t T, const Segments& segments) const {
-    const int64_t B = position.size(0);
-    const Tensor place = at::arange(-S, T, position.options());      // [S + T], 0 is the call's first token
-    const Tensor distance = place.slice(0, S).unsqueeze(1) - place;  // [T, S + T]
-    Tensor mask = distance >= 0;
-    if (window_ > 0) mask = mask.logical_and(distance < window_);
-    const Tensor document = segments.documents(B, T, position.device());                           // [B, T]
-    const Tensor before = at::where(place.slice(0, 0, S) >= -kept(position).unsqueeze(1), 0, -1);  // [B, S]
-    const Tensor documents = at::cat({before, document}, 1);
-    return mask.logical_and(document.unsqueeze(2) == documents.unsqueeze(1)).unsqueeze(1);
+  /// int64 [B, S + T]: the document that each cached and each new token belongs to, -1 for what is no row's own;
+  /// undefined when all belong to one.
+  Tensor documents(const Tensor& position, int64_t S, int64_t T, const Segments& segments) const {
+    const Tensor own = at::arange(-S, 0, position.options()) >= -kept(position).unsqueeze(1);  // [B, S]
+    if (segments.none() && own.all().item<bool>()) return {};
+    return at::cat({at::where(own, 0, -1), segments.documents(position.size(0), T, position.device())}, 1);
+  }
+
+  /// q [B, T, H, K], k, v [B, S + T, H_kv, K] -> the answers to queries [from, to), [B, to - from, H, K].
+  Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& document, int64_t from,
+                int64_t to) const {
+    const int64_t S = k.size(1) - q.size(1), n = to - from;
+    const int64_t first = window_ > 0 ? std::max<int64_t>(0, S + from - window_ + 1) : 0;  // key the first query sees
+    const int64_t before = S + from - first;                    // query i sees key j <= i + before
+    const bool inside = window_ == 0 || before + n <= window_;  // no query has a key beyond its window
+    const bool causal = !document.defined() && inside && before == 0;
+    Tensor mask;  // bool [n, before + n] or [B, 1, n, before + n]
+    if (!causal && (document.defined() || n > 1)) {
+      mask = at::ones({n, before + n}, q.options().dtype(at::kBool)).tril(before);
+      if (!inside) mask = mask.triu(before - window_ + 1);
+      if (document.defined()) {
+        const Tensor seen = document.slice(1, first, S + to), own = document.slice(1, S + from, S + to);
+        mask = mask.logical_and(own.unsqueeze(2) == seen.unsqueeze(1)).unsqueeze(1);
+      }
+    }
+    const auto heads = [](const Tensor& x, int64_t begin, int64_t end) {
+      return x.slice(1, begin, end).transpose(1, 2);
+    };
+    return at::scaled_dot_product_attention(
+               heads(q, from, to), heads(k, first, S + to), heads(v, first, S + to),
+               mask.defined() ? std::optional<Tensor>(mask) : std::nullopt, /*dropout_p=*/0.0,
+               /*is_causal=*/causal && n > 1, /*scale=*/std::nullopt, /*enable_gqa=*/H_kv_ != H_)
+        .transpose(1, 2);
   }
 
   /// Leaves in the state what later tokens can still see.

@@ -1,4 +1,5 @@
 #include <ATen/ATen.h>
+#include <sys/resource.h>
 
 #include <cmath>
 
@@ -62,7 +63,7 @@ std::shared_ptr<Mixer> make(const Options& options, int64_t D) {
 
 TEST(Attention, IsSoftmaxAttention) {
   at::NoGradGuard no_grad;
-  const int64_t B = 3, T = 13, D = 24;
+  const int64_t B = 3, T = 37, D = 24;
   const Tensor x = normal({B, T, D}, 1, at::kDouble);
   Segments segments{at::zeros({B, T}, at::kBool)};
   segments.starts[0][0] = true;
@@ -79,7 +80,7 @@ TEST(Attention, IsSoftmaxAttention) {
       const Tensor expected = naive(mixer->named_parameters(), options, x, documents);
       State state = mixer->initial_state(B);
       EXPECT_CLOSE(mixer->forward(x, state, documents), expected, 1e-12);
-      for (const int64_t cut : {1, 6}) {
+      for (const int64_t cut : {1, 6, 36}) {
         State split = mixer->initial_state(B);
         const Tensor first = mixer->forward(x.slice(1, 0, cut), split, documents.slice(0, cut));
         const Tensor second = mixer->forward(x.slice(1, cut), split, documents.slice(cut, T));
@@ -88,6 +89,31 @@ TEST(Attention, IsSoftmaxAttention) {
         EXPECT_CLOSE(split.at("v"), state.at("v"), 1e-12);
       }
     }
+  }
+}
+
+/// A window's cost grows with T times the window: 2^14 tokens would need gibibytes of scores otherwise.
+TEST(Attention, AWindowNeedsMemoryForItselfAlone) {
+  at::NoGradGuard no_grad;
+  const int64_t T = 1 << 14, W = 33;
+  auto mixer = make({.window = W}, 24);
+  mixer->to(at::kFloat);
+  const Tensor x = normal({1, T, 24}, 1);
+  Segments segments{at::zeros({1, T}, at::kBool)};
+  segments.starts[0][9000] = true;
+  for (const auto& documents : {Segments{}, segments}) {
+    struct rusage before, after;
+    getrusage(RUSAGE_SELF, &before);
+    State state = mixer->initial_state(1);
+    const Tensor y = mixer->forward(x, state, documents);
+    getrusage(RUSAGE_SELF, &after);
+    EXPECT_LT(after.ru_maxrss - before.ru_maxrss, 64 << 10) << "KiB";
+    State last = mixer->initial_state(1);  // the last tokens see nothing but one another
+    last["position"] = at::full({1}, T - 2 * W, at::kLong);
+    last["k"] = at::zeros({1, W - 1, 2, 4});
+    last["v"] = at::zeros({1, W - 1, 2, 4});
+    if (!documents.none()) last["position"].sub_(9000);
+    EXPECT_CLOSE(mixer->forward(x.slice(1, T - 2 * W), last).slice(1, W), y.slice(1, T - W), 1e-5);
   }
 }
 
