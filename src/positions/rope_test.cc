@@ -1,0 +1,76 @@
+#include "positions/rope.h"
+
+#include <ATen/ATen.h>
+
+#include "testing/testing.h"
+
+namespace lineal {
+namespace {
+
+struct Tables {
+  const char* id;
+  double theta;
+};
+
+const Tables kTables[] = {{"rope/freqs_d16_b1e4", 1e4}, {"rope/freqs_d128_b5e5", 5e5}};
+
+/// x * cos + rotate_half(x) * sin with the published tables: component j pairs with j + K/2.
+TEST(Rope, HalvesAreThePublishedTables) {
+  for (const auto& [id, theta] : kTables) {
+    SCOPED_TRACE(id);
+    const Golden golden(id);
+    const Tensor cos = golden["cos.plain"].unsqueeze(1), sin = golden["sin.plain"].unsqueeze(1);  // [T, 1, K]
+    const int64_t T = cos.size(0), K = cos.size(2);
+    const Tensor x = normal({3, T, 5, K}, 1, at::kDouble);
+    const Tensor turned = at::cat({-x.slice(3, K / 2), x.slice(3, 0, K / 2)}, 3);
+    const Tensor position = golden["positions"].expand({3, T});
+    EXPECT_CLOSE(rope(x, position, theta, RopePairs::halves), x * cos + turned * sin, 1e-11);
+  }
+}
+
+/// (x_{2i} + x_{2i+1} j) times e^{j p f_i} with the published frequencies.
+TEST(Rope, InterleavedTurnsComplexNumbers) {
+  for (const auto& [id, theta] : kTables) {
+    SCOPED_TRACE(id);
+    const Golden golden(id);
+    const Tensor frequency = golden["inv_freq.plain"].to(at::kDouble), p = golden["positions"].to(at::kDouble);
+    const int64_t T = p.size(0), K = 2 * frequency.size(0);
+    const Tensor angle = p.unsqueeze(1) * frequency;  // [T, K/2]
+    const Tensor x = normal({3, T, 5, K}, 1, at::kDouble);
+    const Tensor turned =
+        at::view_as_complex(x.unflatten(3, {K / 2, 2})) * at::polar(at::ones_like(angle), angle).unsqueeze(1);
+    const Tensor position = golden["positions"].expand({3, T});
+    EXPECT_CLOSE(rope(x, position, theta, RopePairs::interleaved), at::view_as_real(turned).flatten(3), 1e-11);
+  }
+}
+
+/// Attention of a public implementation whose queries and keys are rotated in halves (queries are then scaled by log
+/// n).
+TEST(Rope, HalvesGiveThePublishedAttention) {
+  const Golden golden("rope/rerope_w6");
+  const int64_t T = 24, K = 8;
+  const auto tokens = [&](const char* name) { return golden[name].to(at::kDouble).transpose(1, 2); };  // [B, T, H, K]
+  const Tensor position = at::arange(T).unsqueeze(0);
+  const auto turned = [&](const char* name) {
+    return rope(tokens(name), position, 1e4, RopePairs::halves).transpose(1, 2);
+  };
+  const Tensor q = turned("q") * golden["logn"].unsqueeze(1), k = turned("k");
+  const Tensor scores = at::matmul(q, k.transpose(2, 3)) / std::sqrt(static_cast<double>(K));
+  const Tensor later = at::ones({T, T}, at::kBool).triu(1);
+  const Tensor weights = scores.masked_fill(later, -INFINITY).softmax(-1);
+  EXPECT_CLOSE(weights, golden["weights.rope_logn"], 1e-11);
+  EXPECT_CLOSE(at::matmul(weights, tokens("v").transpose(1, 2)).transpose(1, 2).flatten(2), golden["attn.rope_logn"],
+               1e-11);
+}
+
+/// Angles are computed in float64, so that far positions are as exact as near ones.
+TEST(Rope, FarPositionsOfFloat32AreExact) {
+  const Tensor x = normal({1, 1, 1, 16}, 1), position = at::full({1, 1}, 123456789, at::kLong);
+  for (const auto pairs : {RopePairs::halves, RopePairs::interleaved}) {
+    EXPECT_CLOSE(rope(x, position, 1e4, pairs), rope(x.to(at::kDouble), position, 1e4, pairs), 1e-6);
+    EXPECT_EQ(rope(x.to(at::kBFloat16), position, 1e4, pairs).scalar_type(), at::kBFloat16);
+  }
+}
+
+}  // namespace
+}  // namespace lineal
