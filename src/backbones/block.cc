@@ -36,7 +36,7 @@ Block::Block(const BlockConfig& config, const Layer& layer) {
 
 State Block::initial_state(int64_t B) const {
   State state;
-  if (conv_) state["conv"] = conv_->initial_state(B, seq_norm_->weight.options());
+  if (conv_) state["conv"] = conv_->initial_state(B, state_options(*this));
   state.child("mixer") = mixer_->initial_state(B);
   return state;
 }

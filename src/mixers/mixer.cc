@@ -6,8 +6,8 @@
 
 namespace lineal {
 
-at::TensorOptions Mixer::state_options() const {
-  const auto all = parameters();
+at::TensorOptions state_options(const torch::nn::Module& module) {
+  const auto all = module.parameters();
   if (all.empty()) return at::TensorOptions().dtype(at::kFloat);
   return all.front().options().dtype(all.front().scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
 }

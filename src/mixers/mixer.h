@@ -15,6 +15,9 @@
 
 namespace lineal {
 
+/// What state parts are made of: float32, or float64 when the module's parameters are float64, on their device.
+at::TensorOptions state_options(const torch::nn::Module& module);
+
 /// A sequence layer of width D. The laws in docs/laws.md hold for every one.
 class Mixer : public torch::nn::Module {
  public:
@@ -34,8 +37,8 @@ class Mixer : public torch::nn::Module {
   std::vector<std::pair<std::string, Tensor>> measured;
 
  protected:
-  /// float32, or float64 in a float64 model, on the parameters' device: what state parts are made of.
-  at::TensorOptions state_options() const;
+  /// What state parts are made of.
+  at::TensorOptions state_options() const { return lineal::state_options(*this); }
   /// Throws unless x is [B, T, D] with T >= 1 and the state has B rows; `who` is the mixer.
   Dims check_input(const char* who, const Tensor& x, const State& state, int64_t D) const;
 };

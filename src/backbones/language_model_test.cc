@@ -1,0 +1,37 @@
+#include "backbones/language_model.h"
+
+#include <ATen/ATen.h>
+
+#include "core/registry.h"
+#include "testing/testing.h"
+
+namespace lineal {
+namespace {
+
+/// One layer of every mixer of the table.
+LanguageModelConfig every_mixer() {
+  LanguageModelConfig config;
+  config.vocab_size = 29;
+  config.hidden_size = 24;
+  config.intermediate_size = 40;
+  config.pre_conv = true;
+  config.tie_word_embeddings = false;
+  std::string plan;
+  for (const MixerSpec* spec : all<MixerSpec>()) plan += (plan.empty() ? "" : ", ") + spec->name;
+  config.layers = parse_plan(plan);
+  return config;
+}
+
+TEST(LanguageModel, StatesAreFloat32UnlessTheModelIsFloat64) {
+  LanguageModel model(every_mixer());
+  for (const auto type : {at::kFloat, at::kBFloat16, at::kDouble}) {
+    model.to(type);
+    for (const auto& [name, part] : model.initial_state(3).named()) {
+      const auto expected = name.ends_with(".position") ? at::kLong : type == at::kDouble ? at::kDouble : at::kFloat;
+      EXPECT_EQ(part.scalar_type(), expected) << name << " of a model in " << type;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace lineal
