@@ -3,6 +3,8 @@
 #include <ATen/ATen.h>
 
 #include "core/registry.h"
+#include "mixers/delta_net.h"
+#include "mixers/linear_attention.h"
 #include "testing/testing.h"
 
 namespace lineal {
@@ -89,60 +91,113 @@ TEST_P(TTTGolden, OutputsStateAndGradients) {
 INSTANTIATE_TEST_SUITE_P(All, TTTGolden, testing::Combine(testing::ValuesIn(kCases), testing::Values("dual", "primal")),
                          [](const auto& info) { return std::get<0>(info.param) + "_" + std::get<1>(info.param); });
 
+/// ttt_linear without norm, residual, biases and rotation; every parameter random.
+std::shared_ptr<TTT> bare_layer(int64_t D, const Json& options) {
+  Json all = {{"num_attention_heads", 3}, {"norm", false}, {"residual", false}, {"bias", false}, {"rope_theta", 0}};
+  all.update(options);
+  auto layer = make_ttt("ttt_linear", all, D);
+  layer->to(at::kDouble);
+  at::NoGradGuard no_grad;
+  uint64_t seed = 20;
+  for (Tensor& parameter : layer->parameters()) parameter.copy_(0.5 * normal(parameter.sizes(), seed++, at::kDouble));
+  if (auto* scale = layer->named_parameters().find("learnable_token_idx")) scale->zero_();
+  return layer;
+}
+
+/// [B, T, H, K] of x through the layer's map of that name.
+Tensor projected(TTT& layer, const char* name, const Tensor& x, int64_t H) {
+  return at::linear(x, layer.named_parameters()[std::string(name) + ".weight"]).unflatten(2, {H, -1});
+}
+
+/// What the layer does with its inner model's answers o [B, T, H, K].
+Tensor after_the_inner_model(TTT& layer, const Tensor& o) {
+  const auto weights = layer.named_parameters();
+  const Tensor flat = o.flatten(2), centred = flat - flat.mean(-1, true);
+  const Tensor normal = centred / (centred.square().mean(-1, true) + 1e-6).sqrt();
+  return at::linear(normal * weights["post_norm.weight"] + weights["post_norm.bias"], weights["o_proj.weight"]);
+}
+
 // Equivalence 1: no norm, no residual, W_0 = 0, one inner batch, eta = 1 on 1/2 |.|^2: causal linear attention.
 TEST(TTTEquivalence, BatchGradientDescentIsLinearAttention) {
-  const auto f = linear_inner_model(/*bias=*/false);
-  Inner inner = random_inner(*f, 2, 3, 21, 5, /*norm=*/false, /*mid_batch=*/false);
-  auto& b = inner.batch;
-  b.eta.fill_(1), b.scale.fill_(1);
-  b.qk = at::matmul(b.q, b.k.transpose(-1, -2)).tril();
-  inner.W[0].zero_();
-  const Tensor expected = at::matmul(b.qk, b.target);  // sum_{j <= i} (q_i . k_j) v_j
-  Weights D(1);
-  EXPECT_CLOSE(f->dual(b, inner.norm, inner.W, D), expected, 1e-12);
-  EXPECT_CLOSE(D[0].neg(), at::matmul(b.k.transpose(-1, -2), b.target), 1e-12);
-  Weights D_primal(1);
-  EXPECT_CLOSE(ttt_primal(*f, b, inner.norm, inner.W, D_primal), expected, 1e-12);
-}
-
-// Equivalence 2: f(x; data) = sum_j K(x, k_j) v_j / sum_j K(x, k_j) with K = exp(x . k), trained by remembering its
-// data, is softmax attention without a scale.
-TEST(TTTEquivalence, NadarayaWatsonIsSoftmaxAttention) {
-  const int64_t T = 19, K = 7;
-  const Tensor q = normal({T, K}, 1, at::kDouble), k = normal({T, K}, 2, at::kDouble);
-  const Tensor v = normal({T, K}, 3, at::kDouble);
-  std::vector<Tensor> answers;
-  Tensor numerator_keys = k.slice(0, 0, 0), values = v.slice(0, 0, 0);
-  for (int64_t t = 0; t < T; ++t) {
-    numerator_keys = at::cat({numerator_keys, k.slice(0, t, t + 1)});  // the learner's state: its training set
-    values = at::cat({values, v.slice(0, t, t + 1)});
-    const Tensor kernel = at::mv(numerator_keys, q[t]).exp();
-    answers.push_back(at::mv(values.t(), kernel) / kernel.sum());
+  at::NoGradGuard no_grad;
+  const int64_t B = 2, T = 21, H = 3, K = 5;
+  const Tensor x = normal({B, T, H * K}, 1, at::kDouble);
+  for (const char* form : {"auto", "primal"}) {
+    for (const int64_t size : {T, T + 9}) {
+      SCOPED_TRACE(text(form, ", inner batch ", size));
+      const auto layer = bare_layer(H * K, {{"eta", "fixed"},
+                                            {"ttt_base_lr", 1.0},
+                                            {"initial_weights", "zero"},
+                                            {"mini_batch_size", size},
+                                            {"form", form}});
+      const auto [o, S] =
+          linear_attention_reference(projected(*layer, "q_proj", x, H), projected(*layer, "k_proj", x, H),
+                                     projected(*layer, "v_proj", x, H), at::zeros({B, H, K, K}, at::kDouble));
+      State state = layer->initial_state(B);
+      EXPECT_CLOSE(layer->forward(x, state, {}), after_the_inner_model(*layer, o), 1e-11);
+      EXPECT_CLOSE(layer->current_weights(state)[0], S, 1e-11);
+    }
   }
-  const Tensor attention = at::scaled_dot_product_attention(q.reshape({1, 1, T, K}), k.reshape({1, 1, T, K}),
-                                                            v.reshape({1, 1, T, K}), {}, 0.0, /*is_causal=*/true, 1.0);
-  EXPECT_CLOSE(at::stack(answers), attention.reshape({T, K}), 1e-12);
 }
 
-// Equivalence 3: linear f without norm, an inner batch of one token: the delta rule,
-// S_t = S_{t-1} + beta_t k_t (v_t - S_{t-1}^T k_t)^T, o_t = S_t^T q_t.
+// Equivalence 2: f(x; data) = sum_j G(x, k_j) v_j / sum_j G(x, k_j) with G(x, k) = exp(K^{-1/2} x . k), trained by
+// remembering its data, is attention: its training set is the cache.
+TEST(TTTEquivalence, NadarayaWatsonIsAttention) {
+  at::NoGradGuard no_grad;
+  const int64_t T = 19, H = 3, K = 5;
+  const auto mixer = make_mixer("attention", {{"num_attention_heads", H}, {"rope_theta", 0}}, H * K);
+  mixer->to(at::kDouble);
+  uint64_t seed = 20;
+  for (Tensor& parameter : mixer->parameters()) parameter.copy_(0.5 * normal(parameter.sizes(), seed++, at::kDouble));
+  const auto weights = mixer->named_parameters();
+  const Tensor x = normal({1, T, H * K}, 1, at::kDouble);
+  const auto view = [&](const char* name, int64_t t) {  // [H, K] of token t
+    return at::linear(x[0][t], weights[name]).view({H, K});
+  };
+  State state = mixer->initial_state(1);
+  std::vector<Tensor> keys, values;  // the learner's data
+  for (int64_t t = 0; t < T; ++t) {
+    keys.push_back(view("k_proj.weight", t));
+    values.push_back(view("v_proj.weight", t));
+    Tensor sum = at::zeros({H, K}, at::kDouble), total = at::zeros({H, 1}, at::kDouble);
+    for (size_t j = 0; j < keys.size(); ++j) {
+      const Tensor G = ((view("q_proj.weight", t) * keys[j]).sum(1, true) / std::sqrt(static_cast<double>(K))).exp();
+      sum = sum + G * values[j];
+      total = total + G;
+    }
+    const Tensor expected = at::linear((sum / total).flatten(), weights["o_proj.weight"]);
+    EXPECT_CLOSE(mixer->forward(x.slice(1, t, t + 1), state)[0][0], expected, 1e-12) << "token " << t;
+  }
+  EXPECT_CLOSE(state.at("k")[0], at::stack(keys), 1e-12);
+  EXPECT_CLOSE(state.at("v")[0], at::stack(values), 1e-12);
+}
+
+// Equivalence 3: linear f without norm, an inner batch of one token: the delta rule with beta = eta.
 TEST(TTTEquivalence, OnlineGradientDescentIsTheDeltaRule) {
-  const int64_t B = 2, H = 3, T = 11, K = 5;
-  const auto f = linear_inner_model(/*bias=*/false);
-  const Inner inner = random_inner(*f, B, H, T, K, false, false);
-  const auto& all = inner.batch;
-  Tensor S = inner.W[0];
-  Weights W = inner.W;
-  for (int64_t t = 0; t < T; ++t) {
-    const auto token = [&](const Tensor& x) { return x.slice(2, t, t + 1); };
-    const Tensor k = token(all.k), v = token(all.target), q = token(all.q), beta = token(all.eta);
-    S = S + at::matmul(k.transpose(-1, -2), beta * (v - at::matmul(k, S)));
-    InnerBatch one{q, k, v, beta, at::ones({B, 1, 1, 1}, at::kDouble), at::matmul(q, k.transpose(-1, -2))};
-    Weights D(1);
-    EXPECT_CLOSE(f->dual(one, inner.norm, W, D), at::matmul(q, S), 1e-12);
-    W[0] = W[0] - D[0];
+  at::NoGradGuard no_grad;
+  const int64_t B = 2, T = 11, H = 3, K = 5;
+  const Tensor x = normal({B, T, H * K}, 1, at::kDouble);
+  for (const char* form : {"auto", "primal"}) {
+    for (const char* eta : {"fixed", "learned"}) {
+      for (const char* start : {"zero", "learned"}) {
+        SCOPED_TRACE(text(form, ", eta ", eta, ", initial_weights ", start));
+        const auto layer = bare_layer(
+            H * K,
+            {{"eta", eta}, {"ttt_base_lr", 0.3}, {"initial_weights", start}, {"mini_batch_size", 1}, {"form", form}});
+        const auto weights = layer->named_parameters();
+        Tensor beta = at::full({B, T, H}, 0.3, at::kDouble);
+        if (std::string(eta) == "learned") {
+          const Tensor gate = at::linear(x, weights["learnable_ttt_lr_weight"].squeeze(1));  // [B, T, H]
+          beta = 0.3 / K * (gate + weights["learnable_ttt_lr_bias"].squeeze(1)).sigmoid();
+        }
+        State state = layer->initial_state(B);
+        const auto [o, S] = delta_rule_reference(projected(*layer, "q_proj", x, H), projected(*layer, "k_proj", x, H),
+                                                 projected(*layer, "v_proj", x, H), beta, state.at("W1"));
+        EXPECT_CLOSE(layer->forward(x, state, {}), after_the_inner_model(*layer, o), 1e-11);
+        EXPECT_CLOSE(layer->current_weights(state)[0], S, 1e-11);
+      }
+    }
   }
-  EXPECT_CLOSE(W[0], S, 1e-12);
 }
 
 class PrimalDual : public testing::TestWithParam<std::tuple<std::string, bool, bool, bool, int>> {};
