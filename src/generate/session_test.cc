@@ -65,8 +65,13 @@ TEST(Session, ReadingIsTheModel) {
 
 TEST(Session, LoadedGoesOnBitForBit) {
   const TemporaryFolder folder;
-  for (const int64_t before : {1, 13, 1031}) {
-    const auto model = before < 1000 ? make_model() : make_model("ttt_linear(num_attention_heads=3)*2");
+  const std::string attention =
+      "attention(num_attention_heads=3,num_key_value_heads=1), attention(num_attention_heads=1,sliding_window=5), "
+      "mamba";
+  for (const auto& [plan, before] : std::vector<std::pair<std::string, int64_t>>{
+           {kPlan, 1}, {kPlan, 13}, {"ttt_linear(num_attention_heads=3)*2", 1031}, {attention, 1}, {attention, 13}}) {
+    SCOPED_TRACE(text(plan, " after ", before));
+    const auto model = make_model(plan);
     Session session(model);
     session.read(ids(before));
     session.save(folder / "x.state");

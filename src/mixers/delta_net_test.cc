@@ -7,6 +7,7 @@
 
 #include "core/error.h"
 #include "mixers/linear_attention.h"
+#include "mixers/mixer.h"
 #include "testing/testing.h"
 
 namespace lineal {
@@ -81,6 +82,53 @@ TEST(DeltaNet, TheLastValueOfAKeyIsWhatItAnswers) {
   const auto [o, last] = delta_rule_chunked(k, k, v, beta, S, 4);
   EXPECT_CLOSE(o, v, 1e-12);
   EXPECT_CLOSE(last.view({3, 5}), v.view({7, 5}).index_select(0, at::tensor({4, 5, 6}, at::kLong)), 1e-12);
+}
+
+/// The layer as delta_net.cc's head has it, one token after another.
+Tensor naive_layer(const torch::OrderedDict<std::string, Tensor>& weights, const Tensor& x, int64_t H,
+                   bool short_conv) {
+  const int64_t B = x.size(0), T = x.size(1), K = x.size(2) / H;
+  const auto view = [&](const std::string& name) {
+    Tensor y = at::linear(x, weights[name + "_proj.weight"]);
+    if (short_conv) {
+      const Tensor w = weights[name + "_conv1d.weight"];
+      Tensor sum = at::zeros_like(y) + weights[name + "_conv1d.bias"];
+      for (int64_t j = 0; j < w.size(2); ++j) {
+        const int64_t back = w.size(2) - 1 - j;
+        const Tensor shifted = at::cat({at::zeros({B, back, H * K}, y.options()), y.slice(1, 0, T - back)}, 1);
+        sum = sum + shifted * w.select(2, j).squeeze(1);
+      }
+      y = sum;
+    }
+    return (y * y.sigmoid()).unflatten(2, {H, K});
+  };
+  const auto unit = [](const Tensor& y) { return y / (y.square().sum(-1, true) + 1e-6).sqrt(); };
+  const Tensor q = unit(view("q")), k = unit(view("k")), v = view("v");
+  const Tensor beta = 1 / (1 + at::linear(x, weights["b_proj.weight"]).neg().exp());  // [B, T, H]
+  Tensor S = at::zeros({B, H, K, K}, x.options()), o = at::zeros({B, T, H, K}, x.options());
+  for (int64_t t = 0; t < T; ++t) {
+    const Tensor k_t = k.select(1, t), error = v.select(1, t) - at::einsum("bhkv,bhk->bhv", {S, k_t});
+    S = S + beta.select(1, t).unsqueeze(2).unsqueeze(3) * at::einsum("bhk,bhv->bhkv", {k_t, error});
+    o.select(1, t).copy_(at::einsum("bhkv,bhk->bhv", {S, q.select(1, t)}) / std::sqrt(static_cast<double>(K)));
+  }
+  const Tensor normal = o / (o.square().mean(-1, true) + 1e-5).sqrt() * weights["o_norm.weight"];
+  return at::linear(normal.flatten(2), weights["o_proj.weight"]);
+}
+
+TEST(DeltaNet, TheModuleIsItsFormulas) {
+  at::NoGradGuard no_grad;
+  for (const bool short_conv : {true, false}) {
+    const int64_t H = 3, D = 15;
+    const auto mixer =
+        make_mixer("delta_net",
+                   {{"num_attention_heads", H}, {"short_conv", short_conv}, {"conv_kernel", 3}, {"chunk_size", 4}}, D);
+    mixer->to(at::kDouble);
+    uint64_t seed = 2;
+    for (Tensor& parameter : mixer->parameters()) parameter.copy_(0.5 * normal(parameter.sizes(), seed++, at::kDouble));
+    const Tensor x = normal({2, 13, D}, 1, at::kDouble);
+    State state = mixer->initial_state(2);
+    EXPECT_CLOSE(mixer->forward(x, state), naive_layer(mixer->named_parameters(), x, H, short_conv), 1e-11);
+  }
 }
 
 TEST(DeltaNet, ErrorsNameTheTensor) {

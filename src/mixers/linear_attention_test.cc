@@ -94,6 +94,58 @@ TEST(LinearAttention, ChunkedIsTheRecurrence) {
   }
 }
 
+struct Options {
+  std::string feature_map = "identity", output_norm = "auto";
+  bool normalize = false;
+};
+
+/// The layer as linear_attention.cc's head has it, one token after another.
+Tensor naive_layer(const torch::OrderedDict<std::string, Tensor>& weights, const Options& options, const Tensor& x,
+                   int64_t H) {
+  const int64_t B = x.size(0), T = x.size(1), K = x.size(2) / H;
+  const auto view = [&](const std::string& name) {
+    return at::linear(x, weights[name + "_proj.weight"]).unflatten(2, {H, K});
+  };
+  const auto phi = [&](const Tensor& y) {
+    return options.feature_map == "elu1" ? at::where(y > 0, y + 1, y.exp()) : y;
+  };
+  const Tensor q = phi(view("q")), k = phi(view("k")), v = view("v");
+  Tensor S = at::zeros({B, H, K, K}, x.options()), z = at::zeros({B, H, K}, x.options());
+  Tensor o = at::zeros({B, T, H, K}, x.options());
+  for (int64_t t = 0; t < T; ++t) {
+    S = S + at::einsum("bhk,bhv->bhkv", {k.select(1, t), v.select(1, t)});
+    z = z + k.select(1, t);
+    const Tensor sum = at::einsum("bhkv,bhk->bhv", {S, q.select(1, t)});
+    const Tensor weight = (z * q.select(1, t)).sum(-1, true);
+    o.select(1, t).copy_(options.normalize ? sum / (weight + 1e-6) : sum / std::sqrt(static_cast<double>(K)));
+  }
+  const bool norm = options.output_norm == "on" || (options.output_norm == "auto" && !options.normalize);
+  if (norm) o = o / (o.square().mean(-1, true) + 1e-5).sqrt() * weights["o_norm.weight"];
+  return at::linear(o.flatten(2), weights["o_proj.weight"]);
+}
+
+TEST(LinearAttention, TheModuleIsItsFormulas) {
+  at::NoGradGuard no_grad;
+  const int64_t H = 3, D = 15;
+  for (const Options& options : {Options{}, Options{"elu1"}, Options{"identity", "off"}, Options{"elu1", "auto", true},
+                                 Options{"elu1", "on", true}}) {
+    SCOPED_TRACE(text(options.feature_map, ", output_norm ", options.output_norm, ", normalize ", options.normalize));
+    const auto mixer = make_mixer("linear_attention",
+                                  {{"num_attention_heads", H},
+                                   {"feature_map", options.feature_map},
+                                   {"output_norm", options.output_norm},
+                                   {"normalize", options.normalize},
+                                   {"chunk_size", 4}},
+                                  D);
+    mixer->to(at::kDouble);
+    uint64_t seed = 2;
+    for (Tensor& parameter : mixer->parameters()) parameter.copy_(0.5 * normal(parameter.sizes(), seed++, at::kDouble));
+    const Tensor x = normal({2, 13, D}, 1, at::kDouble);
+    State state = mixer->initial_state(2);
+    EXPECT_CLOSE(mixer->forward(x, state), naive_layer(mixer->named_parameters(), options, x, H), 1e-11);
+  }
+}
+
 TEST(LinearAttention, RefusesWhatCannotBe) {
   const Json divides_by_zero = {{"normalize", true}};
   EXPECT_ERROR(make_mixer("linear_attention", divides_by_zero, 12), "expected feature_map elu1");

@@ -123,12 +123,51 @@ TEST(Mamba, ScanIsTheRecurrenceAcrossDocuments) {
   segments.starts[1][9] = true;
   segments.starts[1][11] = true;
   segments.starts[2][28] = true;
+  const std::vector<Tensor> inputs = {in.u, in.delta, in.A, in.B, in.C, h};
   for (const auto& documents : {Segments{}, segments}) {
-    const auto [y, last] = selective_scan_reference(in, h, documents);
+    const auto run = [&](int64_t chunk_size) {  // 0: the recurrence
+      std::vector<Tensor> x;
+      for (const Tensor& input : inputs) x.push_back(input.clone().requires_grad_());
+      const Selective selective{x[0], x[1], x[2], x[3], x[4]};
+      const auto [y, last] = chunk_size == 0 ? selective_scan_reference(selective, x[5], documents)
+                                             : selective_scan(selective, x[5], chunk_size, documents);
+      auto result = torch::autograd::grad({y.square().sum() + last.pow(3).sum()}, x);
+      result.insert(result.end(), {y, last});
+      return result;
+    };
+    const auto expected = run(0);
     for (const int64_t C : {1, 4, 29}) {
-      const auto [y_chunked, last_chunked] = selective_scan(in, h, C, documents);
-      EXPECT_CLOSE(y_chunked, y, 1e-12);
-      EXPECT_CLOSE(last_chunked, last, 1e-12);
+      const auto actual = run(C);
+      for (size_t i = 0; i < expected.size(); ++i) EXPECT_CLOSE(actual[i], expected[i], 1e-11) << i << ", chunk " << C;
+    }
+  }
+}
+
+/// The gradient goes through the state from call to call as through one call, documents included.
+TEST(Mamba, GradientsCrossCalls) {
+  const int64_t T = 17, D = 12;
+  const auto mixer = make_mixer("mamba", {{"state_size", 5}, {"chunk_size", 4}}, D);
+  mixer->to(at::kDouble);
+  Segments segments{at::zeros({2, T}, at::kBool)};
+  segments.starts[0][7] = true;
+  segments.starts[1][12] = true;
+  const Tensor x = normal({2, T, D}, 1, at::kDouble).requires_grad_(), weight = normal({2, T, D}, 2, at::kDouble);
+  for (const auto& documents : {Segments{}, segments}) {
+    const auto run = [&](int64_t length) {
+      State state = mixer->initial_state(2);
+      std::vector<Tensor> y;
+      for (int64_t from = 0; from < T; from += length) {
+        const int64_t to = std::min(from + length, T);
+        y.push_back(mixer->forward(x.slice(1, from, to), state, documents.slice(from, to)));
+      }
+      auto inputs = mixer->parameters();
+      inputs.push_back(x);
+      return torch::autograd::grad({(at::cat(y, 1) * weight).sum() + state.at("ssm").sum()}, inputs);
+    };
+    const auto expected = run(T);
+    for (const int64_t length : {1, 5}) {
+      const auto actual = run(length);
+      for (size_t i = 0; i < expected.size(); ++i) EXPECT_CLOSE(actual[i], expected[i], 1e-10) << i;
     }
   }
 }
