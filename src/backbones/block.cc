@@ -27,7 +27,7 @@ Block::Block(const BlockConfig& config, const Layer& layer) {
     conv_ = conv->register_module("conv", std::make_shared<ShortConv>(D, config.conv_kernel));
   }
   seq_norm_ = register_module("seq_norm", std::make_shared<RmsNorm>(D, eps));
-  mixer_ = register_module("seq_modeling_block", make_mixer(layer.mixer, layer.options, D));
+  mixer_ = register_module("seq_modeling_block", empty_mixer(layer.mixer, layer.options, D));
   if (config.intermediate_size > 0) {
     ffn_norm_ = register_module("ffn_norm", std::make_shared<RmsNorm>(D, eps));
     mlp_ = register_module("mlp", std::make_shared<SwiGlu>(D, config.intermediate_size));
@@ -50,9 +50,10 @@ Tensor Block::forward(const Tensor& x, State& state, const Segments& segments) {
 }
 
 void Block::reset_parameters(double deviation) {
-  if (conv_) conv_->reset_parameters();
+  if (conv_) conv_norm_->reset_parameters(), conv_->reset_parameters();
+  seq_norm_->reset_parameters();
   mixer_->reset_parameters(deviation);
-  if (mlp_) mlp_->reset_parameters(deviation);
+  if (mlp_) ffn_norm_->reset_parameters(), mlp_->reset_parameters(deviation);
 }
 
 }  // namespace lineal

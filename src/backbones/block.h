@@ -1,9 +1,8 @@
 // One layer of a model: x + conv(norm(x)); x + mix(norm(x)); x + ffn(norm(x)).
 #pragma once
 
-#include <torch/nn/modules/linear.h>
-
 #include "backbones/layer_plan.h"
+#include "mixers/linear.h"
 #include "mixers/mixer.h"
 #include "mixers/rms_norm.h"
 #include "mixers/short_conv.h"
@@ -18,7 +17,7 @@ class SwiGlu : public torch::nn::Module {
   void reset_parameters(double deviation);
 
  private:
-  torch::nn::Linear gate_proj_{nullptr}, up_proj_{nullptr}, down_proj_{nullptr};
+  LinearMap gate_proj_{nullptr}, up_proj_{nullptr}, down_proj_{nullptr};
 };
 
 struct BlockConfig {
@@ -30,6 +29,7 @@ struct BlockConfig {
 
 class Block : public torch::nn::Module {
  public:
+  /// Parameters hold anything until they are loaded or reset.
   Block(const BlockConfig& config, const Layer& layer);
 
   /// Child `mixer`, and with pre_conv the part `conv` [B, conv_kernel - 1, D].

@@ -78,7 +78,7 @@ LanguageModelConfig LanguageModelConfig::from_json(const Json& json, const std::
   return config;
 }
 
-LanguageModel::LanguageModel(const LanguageModelConfig& config) : config_(config) {
+LanguageModel::LanguageModel(const LanguageModelConfig& config, Parameters parameters) : config_(config) {
   config_.validate("language_model");
   auto model = register_module("model", std::make_shared<torch::nn::Module>("model"));
   auto embed = model->register_module("embed_tokens", std::make_shared<torch::nn::Module>("embed_tokens"));
@@ -94,10 +94,16 @@ LanguageModel::LanguageModel(const LanguageModelConfig& config) : config_(config
     auto head = register_module("lm_head", std::make_shared<torch::nn::Module>("lm_head"));
     lm_head_ = head->register_parameter("weight", at::empty({config.vocab_size, config.hidden_size}));
   }
+  if (parameters == Parameters::random) reset_parameters();
+}
+
+void LanguageModel::reset_parameters() {
   at::NoGradGuard no_grad;
-  embed_tokens_.normal_(0, config.initializer_range);
-  for (auto& b : blocks_) b->reset_parameters(config.initializer_range);
-  if (lm_head_.defined()) lm_head_.normal_(0, config.initializer_range);
+  const double deviation = config_.initializer_range;
+  embed_tokens_.normal_(0, deviation);
+  for (auto& block : blocks_) block->reset_parameters(deviation);
+  norm_->reset_parameters();
+  if (lm_head_.defined()) lm_head_.normal_(0, deviation);
 }
 
 State LanguageModel::initial_state(int64_t B) const {

@@ -30,10 +30,13 @@ struct LanguageModelConfig : Config {
   static LanguageModelConfig from_json(const Json& json, const std::string& who);
 };
 
+enum class Parameters { random, empty };
+
 class LanguageModel : public torch::nn::Module {
  public:
-  /// Parameters are initialised from the global random generator.
-  explicit LanguageModel(const LanguageModelConfig& config);
+  /// Parameters are drawn from the global random generator; when empty they hold anything and are to be loaded.
+  explicit LanguageModel(const LanguageModelConfig& config, Parameters parameters = Parameters::random);
+  void reset_parameters();
   const LanguageModelConfig& config() const { return config_; }
 
   /// Children layers.0 .. layers.L-1.

@@ -63,7 +63,7 @@ void set_parameters(LanguageModel& model, const std::vector<std::pair<std::strin
 std::shared_ptr<LanguageModel> load_parameters(const LanguageModelConfig& config, const std::filesystem::path& dir) {
   const auto path = dir / "model.safetensors";
   const SafeTensors file = load_safetensors(path);
-  auto model = std::make_shared<LanguageModel>(config);
+  auto model = std::make_shared<LanguageModel>(config, Parameters::empty);
   set_parameters(*model, file.tensors, path.string());
   return model;
 }

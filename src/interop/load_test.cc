@@ -1,6 +1,7 @@
 #include "interop/load.h"
 
 #include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -91,6 +92,12 @@ class ModelDirectory : public testing::Test {
   fs::path dir;
   std::shared_ptr<LanguageModel> model;
 };
+
+TEST_F(ModelDirectory, LoadingDrawsNoRandomNumbers) {
+  const Tensor before = at::detail::getDefaultCPUGenerator().get_state();
+  load_model(dir);
+  EXPECT_TRUE(at::detail::getDefaultCPUGenerator().get_state().equal(before));
+}
 
 TEST_F(ModelDirectory, WhatWasSavedIsLoaded) {
   const auto loaded = load_model(dir);

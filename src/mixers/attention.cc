@@ -4,7 +4,6 @@
 //   cost     O(T S K) time, 2 S K state per key head; with a window W O(T W K) and 2 W K
 // Grouped queries: head h reads key head floor(h H_kv / H).    (GQA, 2023)    Window: Longformer, 2020; Mistral, 2023.
 #include <ATen/ATen.h>
-#include <torch/nn/modules/linear.h>
 
 #include <algorithm>
 
@@ -154,7 +153,7 @@ class Attention : public Mixer {
 
   int64_t D_, H_, H_kv_, K_, window_;
   double theta_;
-  torch::nn::Linear q_proj_{nullptr}, k_proj_{nullptr}, v_proj_{nullptr}, o_proj_{nullptr};
+  LinearMap q_proj_{nullptr}, k_proj_{nullptr}, v_proj_{nullptr}, o_proj_{nullptr};
 };
 
 }  // namespace

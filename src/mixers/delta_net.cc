@@ -11,7 +11,6 @@
 #include "mixers/delta_net.h"
 
 #include <ATen/ATen.h>
-#include <torch/nn/modules/linear.h>
 
 #include <cmath>
 
@@ -135,7 +134,7 @@ class DeltaNet : public Mixer {
   Tensor forward(const Tensor& x, State& state, const Segments& segments) override {
     const Dims dims = check_input("delta_net", x, state, D_);
     const auto type = state_options().dtype().toScalarType();
-    const auto view = [&](torch::nn::Linear& map, const std::shared_ptr<ShortConv>& conv, const char* window) {
+    const auto view = [&](LinearMap& map, const std::shared_ptr<ShortConv>& conv, const char* window) {
       Tensor y = map(x);
       if (conv) y = conv->forward(y, state[window], segments);
       return at::silu(y).to(type).unflatten(2, {H_, K_});  // [B, T, H, K]
@@ -158,12 +157,13 @@ class DeltaNet : public Mixer {
     for (auto* conv : {&conv_q_, &conv_k_, &conv_v_}) {
       if (*conv) (*conv)->reset_parameters();
     }
+    o_norm_->reset_parameters();
   }
 
  private:
   DeltaNetConfig config_;
   int64_t D_, H_, K_;
-  torch::nn::Linear q_proj_{nullptr}, k_proj_{nullptr}, v_proj_{nullptr}, b_proj_{nullptr}, o_proj_{nullptr};
+  LinearMap q_proj_{nullptr}, k_proj_{nullptr}, v_proj_{nullptr}, b_proj_{nullptr}, o_proj_{nullptr};
   std::shared_ptr<ShortConv> conv_q_, conv_k_, conv_v_;
   std::shared_ptr<RmsNorm> o_norm_;
 };

@@ -2,7 +2,6 @@
 //   output   y_t = W_o W_v x_t
 //   cost     O(T D^2) time, no state but a count
 #include <ATen/ATen.h>
-#include <torch/nn/modules/linear.h>
 
 #include "mixers/linear.h"
 #include "mixers/mixer.h"
@@ -40,7 +39,7 @@ class Identity : public Mixer {
 
  private:
   int64_t D_;
-  torch::nn::Linear v_proj_{nullptr}, o_proj_{nullptr};
+  LinearMap v_proj_{nullptr}, o_proj_{nullptr};
 };
 
 }  // namespace

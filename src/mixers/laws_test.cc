@@ -79,6 +79,21 @@ TEST_P(Laws, RoundTrip) { EXPECT_EQ(round_trip_law(subject(24)), ""); }
 TEST_P(Laws, Gradients) { EXPECT_EQ(gradient_law(subject(24)), ""); }
 TEST_P(Laws, ConstantState) { EXPECT_EQ(constant_state_law(subject(24)), ""); }
 
+/// reset_parameters leaves no parameter as it was, and making a mixer draws no numbers before it.
+TEST_P(Laws, ResetIsAFreshMixer) {
+  at::NoGradGuard no_grad;
+  const auto again = make_mixer(GetParam().mixer, GetParam().options, 24);
+  for (Tensor& parameter : again->parameters()) parameter.fill_(NAN);
+  at::manual_seed(3);
+  again->reset_parameters(0.02);
+  at::manual_seed(3);
+  const auto other = make_mixer(GetParam().mixer, GetParam().options, 24);
+  const auto expected = other->named_parameters();
+  for (const auto& item : again->named_parameters()) {
+    EXPECT_EQ(bit_difference(item.value(), *expected.find(item.key())), "") << item.key();
+  }
+}
+
 /// bfloat16 autocast reaches the projections and leaves the state as it is.
 TEST_P(Laws, StateStaysFloat32UnderAutocast) {
   at::NoGradGuard no_grad;
@@ -185,7 +200,7 @@ class Toy : public Mixer {
   }
 
   Flaw flaw_;
-  torch::nn::Linear map_{nullptr};
+  LinearMap map_{nullptr};
   Tensor start_, hidden_;
 };
 

@@ -8,7 +8,6 @@
 #include "mixers/linear_attention.h"
 
 #include <ATen/ATen.h>
-#include <torch/nn/modules/linear.h>
 
 #include <cmath>
 
@@ -132,6 +131,7 @@ class LinearAttention : public Mixer {
 
   void reset_parameters(double deviation) override {
     for (auto* map : {&q_proj_, &k_proj_, &v_proj_, &o_proj_}) reset_linear(*map, deviation);
+    if (o_norm_) o_norm_->reset_parameters();
   }
 
  private:
@@ -153,7 +153,7 @@ class LinearAttention : public Mixer {
 
   LinearAttentionConfig config_;
   int64_t D_, H_, K_;
-  torch::nn::Linear q_proj_{nullptr}, k_proj_{nullptr}, v_proj_{nullptr}, o_proj_{nullptr};
+  LinearMap q_proj_{nullptr}, k_proj_{nullptr}, v_proj_{nullptr}, o_proj_{nullptr};
   std::shared_ptr<RmsNorm> o_norm_;
 };
 

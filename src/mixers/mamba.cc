@@ -8,7 +8,6 @@
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
-#include <torch/nn/modules/linear.h>
 
 #include <algorithm>
 #include <cmath>
@@ -151,7 +150,7 @@ class Mamba : public Mixer {
     in_proj_ = register_module("in_proj", linear(D, 2 * inner_));
     conv_ = register_module("conv1d", std::make_shared<ShortConv>(inner_, config.conv_kernel));
     x_proj_ = register_module("x_proj", linear(inner_, rank_ + 2 * N));
-    dt_proj_ = register_module("dt_proj", torch::nn::Linear(torch::nn::LinearOptions(rank_, inner_)));
+    dt_proj_ = register_module("dt_proj", linear(rank_, inner_, /*bias=*/true));
     A_log_ = register_parameter("A_log", at::empty({inner_, N}));
     skip_ = register_parameter("D", at::empty({inner_}));
     out_proj_ = register_module("out_proj", linear(inner_, D));
@@ -201,7 +200,7 @@ class Mamba : public Mixer {
  private:
   MambaConfig config_;
   int64_t D_, inner_, rank_;
-  torch::nn::Linear in_proj_{nullptr}, x_proj_{nullptr}, dt_proj_{nullptr}, out_proj_{nullptr};
+  LinearMap in_proj_{nullptr}, x_proj_{nullptr}, dt_proj_{nullptr}, out_proj_{nullptr};
   std::shared_ptr<ShortConv> conv_;
   Tensor A_log_, skip_;
 };

@@ -29,11 +29,15 @@ FullPrecision::FullPrecision(const Tensor& x)
 
 FullPrecision::~FullPrecision() { at::autocast::set_autocast_enabled(device_, was_enabled_); }
 
-std::shared_ptr<Mixer> make_mixer(const std::string& name, const Json& options, int64_t D) {
+std::shared_ptr<Mixer> empty_mixer(const std::string& name, const Json& options, int64_t D) {
   const MixerSpec& spec = find<MixerSpec>(name);
   auto config = spec.config();
   config->read(options, name);
-  auto mixer = spec.make(*config, D);
+  return spec.make(*config, D);
+}
+
+std::shared_ptr<Mixer> make_mixer(const std::string& name, const Json& options, int64_t D) {
+  auto mixer = empty_mixer(name, options, D);
   mixer->reset_parameters(0.02);
   return mixer;
 }

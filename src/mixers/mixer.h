@@ -28,7 +28,7 @@ class Mixer : public torch::nn::Module {
   /// prefill T = the prompt, decoding T = 1. `segments` says where documents start: the state restarts there.
   virtual Tensor forward(const Tensor& x, State& state, const Segments& segments = {}) = 0;
 
-  /// Fills the parameters with their initial values; weights of linear maps are N(0, deviation^2).
+  /// Fills every parameter with its initial value; weights of linear maps are N(0, deviation^2).
   virtual void reset_parameters(double deviation) = 0;
 
   /// While true, forward leaves scalars worth logging in `measured` (TTT: the mean inner loss of the call's tokens
@@ -68,7 +68,8 @@ struct MixerSpec {
   /// Outputs depend on other tokens than their own.
   bool mixes = true;
   std::unique_ptr<Config> (*config)();
-  /// `config` is of the type that config() makes, read and validated; D is the model's width.
+  /// `config` is of the type that config() makes, read and validated; D is the model's width. Parameters need no
+  /// values.
   std::shared_ptr<Mixer> (*make)(const Config& config, int64_t D);
 };
 
@@ -82,7 +83,10 @@ std::shared_ptr<Mixer> make_mixer(const Config& config, int64_t D) {
   return std::make_shared<M>(dynamic_cast<const C&>(config), D);
 }
 
-/// A mixer from its name and options, parameters initialised: reads, validates, makes.
+/// A mixer from its name and options: reads, validates, makes. Parameters hold anything until they are loaded or reset.
+std::shared_ptr<Mixer> empty_mixer(const std::string& name, const Json& options, int64_t D);
+
+/// The same, parameters initialised.
 std::shared_ptr<Mixer> make_mixer(const std::string& name, const Json& options, int64_t D);
 
 /// Throws unless `heads` divides D.

@@ -14,6 +14,11 @@ class RmsNorm : public torch::nn::Module {
   RmsNorm(int64_t D, double eps) : eps_(eps) { weight = register_parameter("weight", at::ones({D})); }
   Tensor forward(const Tensor& x) const { return at::rms_norm(x, {x.size(-1)}, weight, eps_); }
 
+  void reset_parameters() {
+    at::NoGradGuard no_grad;
+    weight.fill_(1);
+  }
+
   Tensor weight;
 
  private:

@@ -356,7 +356,9 @@ void TTT::reset_parameters(double deviation) {
   if (config_.initial_weights == "learned") {
     for (size_t i = 0; i < shapes_.size(); ++i) weights_[i].normal_(0, shapes_[i].deviation);
   }
-  if (lr_weight_.defined()) lr_weight_.normal_(0, deviation);
+  if (lr_weight_.defined()) lr_weight_.normal_(0, deviation), lr_bias_.zero_(), token_idx_.zero_();
+  if (norm_weight_.defined()) norm_weight_.fill_(1), norm_bias_.zero_();
+  post_norm_->reset_parameters();
 }
 
 }  // namespace lineal

@@ -10,9 +10,9 @@
 // calls gives the same outputs. LN is per head, with weight gamma and bias beta.
 #pragma once
 
-#include <torch/nn/modules/linear.h>
 #include <torch/nn/modules/normalization.h>
 
+#include "mixers/linear.h"
 #include "mixers/mixer.h"
 #include "mixers/short_conv.h"
 
@@ -117,7 +117,7 @@ class TTT : public Mixer {
   std::unique_ptr<InnerModel> inner_;
   std::vector<InnerModel::Weight> shapes_;
   Weights weights_;
-  torch::nn::Linear q_proj_{nullptr}, k_proj_{nullptr}, v_proj_{nullptr}, o_proj_{nullptr}, g_proj_{nullptr};
+  LinearMap q_proj_{nullptr}, k_proj_{nullptr}, v_proj_{nullptr}, o_proj_{nullptr}, g_proj_{nullptr};
   std::shared_ptr<ShortConv> conv_q_, conv_k_;
   torch::nn::LayerNorm post_norm_{nullptr};
   Tensor lr_weight_, lr_bias_, token_idx_, norm_weight_, norm_bias_;
