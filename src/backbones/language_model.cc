@@ -1,10 +1,10 @@
 #include "backbones/language_model.h"
 
 #include <ATen/ATen.h>
-#include <unistd.h>
-
 #include "backbones/recompute.h"
 #include "core/error.h"
+#include "core/memory.h"
+#include "core/shapes_only.h"
 
 namespace lineal {
 namespace {
@@ -31,6 +31,16 @@ Tensor recompute_block(Block& block, const Tensor& x, State& state, const Segmen
   return out[0];
 }
 
+BlockConfig block_config(const LanguageModelConfig& config) {
+  return {config.hidden_size, config.intermediate_size, config.rms_norm_eps, config.pre_conv, config.conv_kernel};
+}
+
+int64_t count_parameters(const torch::nn::Module& module) {
+  int64_t count = 0;
+  for (const auto& parameter : module.parameters()) count += parameter.numel();
+  return count;
+}
+
 }  // namespace
 
 std::vector<Field> LanguageModelConfig::fields() {
@@ -49,14 +59,28 @@ std::vector<Field> LanguageModelConfig::fields() {
 
 void LanguageModelConfig::validate(const std::string& who) {
   if (layers.empty()) fail(who, ": no layers, expected a plan such as 'ttt_linear*4'");
-  const auto D = static_cast<double>(hidden_size);
-  const double per_layer = 4 * D * D + 3 * D * static_cast<double>(intermediate_size);
-  const double bytes = 4 * (static_cast<double>(vocab_size) * D + per_layer * static_cast<double>(layers.size()));
-  const double memory = static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGESIZE));
-  if (bytes > memory) {
-    fail(who, ": hidden_size ", hidden_size, ", ", layers.size(), " layers: the parameters alone take about ",
-         static_cast<int64_t>(bytes / kGiB), " GiB, this machine has ", static_cast<int64_t>(memory / kGiB));
+  double count = 0;
+  try {
+    count = static_cast<double>(parameter_count());
+  } catch (const Error& error) {
+    fail(who, ": ", error.what());
   }
+  const double bytes = count * sizeof(float), memory = static_cast<double>(machine_memory());
+  if (bytes > memory) {
+    fail(who, ": hidden_size ", hidden_size, ", ", layers.size(), " layer", layers.size() > 1 ? "s" : "", ": ", count,
+         " parameters alone take ", bytes / kGiB, " GiB, this machine has ", memory / kGiB);
+  }
+}
+
+int64_t LanguageModelConfig::parameter_count() const {
+  const ShapesOnly shapes;
+  int64_t count = hidden_size + vocab_size * hidden_size * (tie_word_embeddings ? 1 : 2), of_layer = 0;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const bool again = i > 0 && layers[i] == layers[i - 1];
+    if (!again) of_layer = count_parameters(Block(block_config(*this), layers[i]));
+    count += of_layer;
+  }
+  return count;
 }
 
 Json LanguageModelConfig::to_json() const {
@@ -70,7 +94,11 @@ LanguageModelConfig LanguageModelConfig::from_json(const Json& json, const std::
   LanguageModelConfig config;
   if (!json.is_object()) fail(who, ": expected an object, got ", json.type_name());
   if (!json.contains("layers")) fail(who, ": no field 'layers'");
-  config.layers = read_layers(json["layers"]);
+  try {
+    config.layers = read_layers(json["layers"]);
+  } catch (const Error& error) {
+    fail(who, ": ", error.what());
+  }
   Json fields = json;
   fields.erase("layers");
   fields.erase("model_type");
@@ -84,8 +112,7 @@ LanguageModel::LanguageModel(const LanguageModelConfig& config, Parameters param
   auto embed = model->register_module("embed_tokens", std::make_shared<torch::nn::Module>("embed_tokens"));
   embed_tokens_ = embed->register_parameter("weight", at::empty({config.vocab_size, config.hidden_size}));
   auto layers = model->register_module("layers", std::make_shared<torch::nn::Module>("layers"));
-  const BlockConfig block{config.hidden_size, config.intermediate_size, config.rms_norm_eps, config.pre_conv,
-                          config.conv_kernel};
+  const BlockConfig block = block_config(config);
   for (const auto& layer : config.layers) {
     blocks_.push_back(layers->register_module(std::to_string(blocks_.size()), std::make_shared<Block>(block, layer)));
   }
@@ -145,10 +172,6 @@ Tensor LanguageModel::forward(const Tensor& tokens, State& state, const Segments
   return head(hidden(tokens, state, segments));
 }
 
-int64_t LanguageModel::parameter_count() const {
-  int64_t count = 0;
-  for (const auto& parameter : parameters()) count += parameter.numel();
-  return count;
-}
+int64_t LanguageModel::parameter_count() const { return count_parameters(*this); }
 
 }  // namespace lineal

@@ -23,8 +23,10 @@ struct LanguageModelConfig : Config {
   std::vector<Layer> layers;  // from a plan or a list, see layer_plan.h
 
   std::vector<Field> fields() override;
-  /// Sizes that cannot be: no layers, or more parameters than the machine has memory.
+  /// What cannot be: no layers, a layer that its mixer refuses, or more parameters than the machine has memory.
   void validate(const std::string& who) override;
+  /// Parameters of such a model. Throws what a mixer throws.
+  int64_t parameter_count() const;
 
   Json to_json() const;
   static LanguageModelConfig from_json(const Json& json, const std::string& who);

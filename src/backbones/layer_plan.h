@@ -12,6 +12,7 @@ namespace lineal {
 struct Layer {
   std::string mixer;
   Json options;
+  bool operator==(const Layer&) const = default;
 };
 
 /// plan := layer {"," layer};  layer := mixer ["(" field "=" value {"," field "=" value} ")"] ["*" count].

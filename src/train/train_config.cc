@@ -1,8 +1,7 @@
 #include "train/train_config.h"
 
-#include <unistd.h>
-
 #include "core/error.h"
+#include "core/memory.h"
 
 namespace lineal {
 
@@ -47,7 +46,7 @@ void TrainConfig::validate(const std::string& who) {
   if (beta1 == 1 || beta2 == 1) fail(who, ": beta1 and beta2 must be below 1, got ", beta1, " and ", beta2);
   const double bytes = 20.0 * static_cast<double>(batch_size) * static_cast<double>(context) *
                        static_cast<double>(accumulate);  // two ids and a mask per token
-  const double memory = static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGESIZE));
+  const auto memory = static_cast<double>(machine_memory());
   if (bytes > memory) {
     fail(who, ": batch_size ", batch_size, ", context ", context, ", accumulate ", accumulate,
          ": the token ids of one step alone take ", static_cast<int64_t>(bytes / (1 << 30)), " GiB, this machine has ",
