@@ -1,6 +1,5 @@
 #include "bench/cell.h"
 
-#include <c10/util/Exception.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -8,10 +7,12 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <csignal>
 #include <cstring>
 #include <fstream>
 
 #include "core/error.h"
+#include "core/memory.h"
 
 namespace lineal {
 namespace {
@@ -33,17 +34,18 @@ int64_t limit_memory() {
   return free;
 }
 
+/// What f returns as "result", or what it throws as "error" or "failure".
 Json guarded(const std::function<Json()>& f) {
   const int64_t free = limit_memory();
-  const auto out_of_memory = [&] { return Json{{"note", text("needs more than the ", free >> 20, " MiB free")}}; };
   try {
-    return f();
-  } catch (const std::bad_alloc&) {
-    return out_of_memory();
+    return {{"result", f()}};
+  } catch (const Error& error) {
+    return {{"error", error.what()}};
   } catch (const std::exception& error) {
-    const std::string message = error.what();
-    if (message.find("allocate memory") != std::string::npos) return out_of_memory();
-    return {{"note", message.substr(0, message.find('\n'))}};
+    if (is_out_of_memory(error)) {
+      return {{"result", {{"note", text("needs more than the ", free >> 20, " MiB free")}}}};
+    }
+    return {{"failure", error.what()}};
   }
 }
 
@@ -73,11 +75,14 @@ Json in_child(const std::function<Json()>& f) {
   close(ends[0]);
   int status = 0;
   waitpid(child, &status, 0);
-  if (WIFSIGNALED(status)) {
-    return {{"note",
-             text("ended by signal ", WTERMSIG(status), WTERMSIG(status) == 9 ? ", perhaps for want of memory" : "")}};
+  if (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL) {
+    return {{"note", "ended by signal 9, perhaps for want of memory"}};
   }
-  return Json::parse(answer);
+  Json found = Json::parse(answer, nullptr, /*allow_exceptions=*/false);
+  if (found.contains("error")) throw Error(found["error"].get<std::string>());
+  if (found.contains("failure")) throw std::runtime_error(found["failure"].get<std::string>());
+  if (!found.contains("result")) throw std::runtime_error(text("a measuring process ended with status ", status));
+  return std::move(found["result"]);
 }
 
 int64_t resident_bytes() { return proc_bytes("/proc/self/status", "VmRSS"); }

@@ -7,9 +7,10 @@
 
 namespace lineal {
 
-/// What f returns, computed in a forked child: its peak memory is its own, and running out of memory ends it alone. A
-/// failed f gives {"note": why}. The caller must not have computed with LibTorch before: its threads do not survive a
-/// fork.
+/// What f returns, computed in a forked child: its peak memory is its own, and running out of memory ends it alone and
+/// gives
+/// {"note": why}. What else f throws is thrown here: Error as Error, the rest as std::runtime_error. The caller must
+/// not have computed with LibTorch before: its threads do not survive a fork.
 Json in_child(const std::function<Json()>& f);
 
 /// Bytes of this process in memory: now, and at most since it began.

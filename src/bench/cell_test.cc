@@ -7,6 +7,7 @@
 
 #include "bench/mixers.h"
 #include "core/error.h"
+#include "testing/throws_error.h"
 
 namespace lineal {
 namespace {
@@ -18,7 +19,9 @@ TEST(Cell, ReturnsWhatTheChildComputedAndItsMistakes) {
                 .get<std::string>()
                 .size(),
             70001);
-  EXPECT_EQ(in_child([]() -> Json { fail("cell: no such thing"); })["note"], "cell: no such thing");
+  EXPECT_TRUE(throws_error([] { in_child([]() -> Json { fail("cell: no such thing"); }); }, {"cell: no such thing"}));
+  EXPECT_THROW(in_child([]() -> Json { throw std::logic_error("a mistake of ours"); }), std::runtime_error);
+  EXPECT_THROW(in_child([]() -> Json { return {{"signal", std::raise(SIGTERM)}}; }), std::runtime_error);
   EXPECT_EQ(in_child([]() -> Json {
               return {{"signal", std::raise(SIGKILL)}};
             })["note"],

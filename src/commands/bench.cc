@@ -10,6 +10,7 @@
 #include "commands/command.h"
 #include "core/error.h"
 #include "core/registry.h"
+#include "core/shapes_only.h"
 #include "mixers/mixer.h"
 
 namespace lineal {
@@ -20,7 +21,7 @@ constexpr double kMiB = 1024.0 * 1024;
 struct Options {
   std::vector<std::string> plans;
   std::vector<int64_t> lengths = {256, 1024, 4096, 16384, 32768};
-  int64_t B = 1, D = 256, layers = 1;
+  int64_t B = 1, D = 256;
   double budget = 2;
   bool json = false;
 };
@@ -45,11 +46,15 @@ void print_row(const Json& row) {
   std::cout << std::endl;
 }
 
-/// One mixer at every length. A pass that the length before tells would take over five budgets is left out.
+/// Throws what the plan's mixers throw when they are made.
+void check_plan(const std::string& plan, int64_t D) {
+  const ShapesOnly shapes;
+  for (const Layer& layer : parse_plan(plan)) make_mixer(layer.mixer, layer.options, D);
+}
+
+/// One plan at every length. A pass that the length before tells would take over five budgets is left out.
 void measure_plan(const std::string& plan, const Options& options, Json& rows) {
-  MixerCell cell{.B = options.B, .D = options.D, .budget = options.budget};
-  const auto layer = parse_plan(plan);
-  for (int64_t i = 0; i < options.layers; ++i) cell.layers.insert(cell.layers.end(), layer.begin(), layer.end());
+  MixerCell cell{.layers = parse_plan(plan), .B = options.B, .D = options.D, .budget = options.budget};
   double train_per_token = 0, prefill_per_token = 0;
   for (const int64_t T : options.lengths) {
     const auto tokens = static_cast<double>(options.B * T), most = 5 * options.budget;
@@ -128,16 +133,13 @@ int run(const std::vector<std::string>& args) {
       "lineal bench model --help: the training step of a whole model",
       "bench");
   Options options;
-  app.add_option("mixer", options.plans, "mixers, or plans such as 'ttt_linear(mini_batch_size=32)'; default: all");
+  app.add_option("mixer", options.plans, "mixers, or plans such as 'ttt_linear(mini_batch_size=32)*3'; default: all");
   app.add_option("--lengths", options.lengths, "tokens of a sequence")
       ->delimiter(',')
       ->check(CLI::Range(1, 1 << 24))
       ->capture_default_str();
   app.add_option("--hidden-size", options.D, "width")->check(CLI::Range(1, 1 << 20))->capture_default_str();
-  app.add_option("--layers", options.layers, "mixers one after another")
-      ->check(CLI::Range(1, 1024))
-      ->capture_default_str();
-  app.add_option("--batch", options.B, "sequences")->check(CLI::Range(1, 1 << 20))->capture_default_str();
+  app.add_option("--batch-size", options.B, "sequences")->check(CLI::Range(1, 1 << 20))->capture_default_str();
   app.add_option("--seconds", options.budget, "time for each measurement")
       ->check(CLI::Range(0.01, 3600.0))
       ->capture_default_str();
@@ -145,11 +147,10 @@ int run(const std::vector<std::string>& args) {
   add_threads(app);
   if (!parse(app, args)) return 0;
   if (options.plans.empty()) options.plans = names<MixerSpec>();
-  for (const auto& plan : options.plans) parse_plan(plan);
+  for (const auto& plan : options.plans) check_plan(plan, options.D);
 
   if (!options.json) {
-    std::cout << "width " << options.D << ", " << options.layers << " layer" << (options.layers > 1 ? "s" : "")
-              << ", batch " << options.B << ", " << at::get_num_threads()
+    std::cout << "width " << options.D << ", batch " << options.B << ", " << at::get_num_threads()
               << " threads, float32; medians; memory: peak of each cell's own process over its start\n"
               << "mixer            length train tok/s prefill tok/s  decode t/s  train MiB  prefill MiB   state KiB\n";
   }
@@ -162,7 +163,9 @@ int run(const std::vector<std::string>& args) {
 }  // namespace
 
 extern const CommandSpec bench_spec;
-const CommandSpec bench_spec = {
-    .name = "bench", .help = "tokens per second, memory and state of mixers against length", .run = run};
+const CommandSpec bench_spec = {.name = "bench",
+                                .help = "tokens per second, memory and state of mixers against length",
+                                .run = run,
+                                .less_memory = "a smaller --hidden-size or --batch-size, or shorter --lengths"};
 
 }  // namespace lineal

@@ -16,6 +16,8 @@ struct CommandSpec {
   std::string name;
   std::string help;
   int (*run)(const std::vector<std::string>& args);
+  /// What takes less memory, for when there was not enough.
+  std::string less_memory = "a smaller model";
 };
 
 /// Parses `args` into `app`: false after printing --help. A wrong command line is an Error of one line; an unknown flag

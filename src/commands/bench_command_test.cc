@@ -1,0 +1,88 @@
+// lineal bench as a user runs it, at small sizes.
+#include <gtest/gtest.h>
+
+#include "core/config.h"
+#include "testing/program.h"
+
+namespace lineal {
+namespace {
+
+using Names = std::vector<std::string>;
+
+class BenchCommand : public testing::Test {
+ protected:
+  ProgramResult bench(Names args) const {
+    args.insert(args.begin(), "bench");
+    args.insert(args.end(), {"-t", "1"});
+    return run_program(args, folder.path());
+  }
+  /// The mixer benchmark at small sizes.
+  ProgramResult small(Names args) const {
+    args.insert(args.end(), {"--hidden-size", "24", "--seconds", "0.01"});
+    return bench(args);
+  }
+  TemporaryFolder folder;
+};
+
+TEST_F(BenchCommand, MeasuresMixersAtEveryLength) {
+  const ProgramResult result = small({"ttt_linear(num_attention_heads=3)*2", "attention(num_attention_heads=3)",
+                                      "--lengths", "8,32", "--batch-size", "2", "--json"});
+  ASSERT_EQ(result.code, 0) << result.err;
+  const Json rows = Json::parse(result.out);
+  ASSERT_EQ(rows.size(), 4u);
+  const char* const kKeys[] = {"train_tokens_per_s", "prefill_tokens_per_s", "decode_tokens_per_s",
+                               "train_mib",          "prefill_mib",          "state_kib"};
+  for (size_t i = 0; i < 4; ++i) {
+    EXPECT_EQ(rows[i]["mixer"], i < 2 ? "ttt_linear(num_attention_heads=3)*2" : "attention(num_attention_heads=3)");
+    EXPECT_EQ(rows[i]["length"], i % 2 == 0 ? 8 : 32);
+    for (const char* key : kKeys) EXPECT_GT(rows[i][key].get<double>(), 0) << key;
+  }
+  // Two layers of two sequences: W and b with their steps, and a position.
+  EXPECT_EQ(rows[0]["state_kib"].get<double>() * 1024, 2 * 2 * (4 * 2 * 3 * (64 + 8) + 8));
+  EXPECT_EQ(rows[1]["state_kib"], rows[0]["state_kib"]);
+  EXPECT_NEAR(rows[3]["state_kib"].get<double>() / rows[2]["state_kib"].get<double>(), 4, 0.1);
+}
+
+TEST_F(BenchCommand, PrintsARowPerLength) {
+  const ProgramResult result = small({"identity", "--lengths", "8,32"});
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_EQ(std::count(result.out.begin(), result.out.end(), '\n'), 4) << result.out;
+  EXPECT_NE(result.out.find("width 24, batch 1, 1 threads"), std::string::npos) << result.out;
+  EXPECT_EQ(result.out.find(" - "), std::string::npos) << result.out;
+}
+
+TEST_F(BenchCommand, MistakesEndInOneLine) {
+  EXPECT_TRUE(refused(bench({"attention", "--hidden-size", "30"}),
+                      {"attention: num_attention_heads is 4", "divisor of hidden_size 30"}));
+  EXPECT_TRUE(refused(bench({"atention"}), {"unknown mixer 'atention'", "did you mean 'attention'"}));
+  EXPECT_TRUE(refused(bench({"attention", "--batch", "3"}), {"unknown flag '--batch'"}));
+  EXPECT_TRUE(refused(bench({"model", "--layers", "attention", "--hidden-size", "30"}),
+                      {"bench model: attention: num_attention_heads is 4", "divisor of hidden_size 30"}));
+  EXPECT_TRUE(refused(bench({"model", "--batch-sise", "3"}), {"did you mean '--batch-size'"}));
+}
+
+TEST_F(BenchCommand, MemoryThatIsNotThereIsANote) {
+  const ProgramResult result = bench({"identity", "--hidden-size", "1024", "--lengths", "16777216", "--batch-size",
+                                      "4096", "--seconds", "0.01", "--json"});
+  ASSERT_EQ(result.code, 0) << result.err;
+  const Json row = Json::parse(result.out)[0];
+  EXPECT_NE(row["note"].get<std::string>().find("MiB free"), std::string::npos) << row.dump();
+  EXPECT_FALSE(row.contains("train_tokens_per_s"));
+}
+
+TEST_F(BenchCommand, MeasuresAModelsStep) {
+  Names args = {"model", "--layers",  "identity*2", "--hidden-size", "12", "--intermediate-size", "0", "--batch-size",
+                "3",     "--context", "17",         "--steps",       "4"};
+  const ProgramResult plain = bench(args);
+  ASSERT_EQ(plain.code, 0) << plain.err;
+  EXPECT_NE(plain.out.find("batch 3 x context 17, 1 threads"), std::string::npos) << plain.out;
+  args.push_back("--json");
+  const Json result = Json::parse(bench(args).out);
+  EXPECT_EQ(result["tokens"], 3 * 17);
+  EXPECT_EQ(result["seconds"].size(), 4u);
+  EXPECT_EQ(result["parameters"], 256 * 12 + 2 * (2 * 12 * 12 + 12) + 12);
+  EXPECT_GT(result["peak_bytes"].get<double>(), 0);
+}
+
+}  // namespace
+}  // namespace lineal
