@@ -73,11 +73,16 @@ void Evaluator::predict(int64_t T) {
         at::cross_entropy_loss(logits, tokens.slice(0, from + 1, to + 1), {}, at::Reduction::None).contiguous();
     for (int64_t t = from; t < to; ++t) {
       const int64_t target = positions_[static_cast<size_t>(t) + 1];
-      if (target > 0) count(static_cast<double>(nats.const_data_ptr<float>()[t - from]), target);
+      if (target > 0) count(static_cast<double>(nats.const_data_ptr<float>()[t - from]), since_restart(target));
     }
   }
   tokens_.erase(tokens_.begin(), tokens_.begin() + T);
   positions_.erase(positions_.begin(), positions_.begin() + T);
+}
+
+/// How many tokens the one at this position of a document is predicted from.
+int64_t Evaluator::since_restart(int64_t position) const {
+  return options_.max_context > 0 ? (position - 1) % options_.max_context + 1 : position;
 }
 
 void Evaluator::count(double nats, int64_t position) {
@@ -120,6 +125,7 @@ Evaluation evaluate(std::shared_ptr<LanguageModel> model, const Tokenizer& token
   Evaluator evaluator(std::move(model), options);
   TextPiece piece;
   bool starts = false;
+  int64_t before = 0;  // of the files' bytes, those of earlier pieces
   while ((options.limit == 0 || evaluator.tokens() < options.limit) && reader.next(piece)) {
     starts = starts || piece.starts_document;
     std::vector<int64_t> tokens = tokenizer.encode(piece.bytes);
@@ -130,9 +136,17 @@ Evaluation evaluate(std::shared_ptr<LanguageModel> model, const Tokenizer& token
       bytes = static_cast<int64_t>(tokenizer.decode(tokens).size());
     }
     if (starts) bytes -= static_cast<int64_t>(tokenizer.decode({tokens.front()}).size());
-    evaluator.read(tokens, starts, bytes);
+    const auto chunk = static_cast<size_t>(options.chunk);
+    for (size_t from = 0; from < tokens.size(); from += chunk) {
+      const size_t to = std::min(from + chunk, tokens.size());
+      const auto at = [&](size_t i) { return tokens.begin() + static_cast<std::ptrdiff_t>(i); };
+      evaluator.read({at(from), at(to)}, starts && from == 0, from == 0 ? bytes : 0);
+      const double part = static_cast<double>(to) / static_cast<double>(tokens.size());
+      const auto piece_bytes = static_cast<double>(reader.bytes_read() - before);
+      if (options.progress) options.progress(evaluator.tokens(), before + std::lround(part * piece_bytes));
+    }
     starts = false;
-    if (options.progress) options.progress(evaluator.tokens(), reader.bytes_read());
+    before = reader.bytes_read();
   }
   return evaluator.finish();
 }

@@ -1,7 +1,8 @@
 // How well a model predicts a text: nats per token, perplexity, bits per byte, loss by position in the document.
-//   nats      -mean_t log p(x_t | x_{<t} of its document)     without each document's first token, which nothing
-//   predicts error     sd(m_b) / sqrt(n), m_b the mean over block b of 1024 predictions in a row, without the last
-//   unfinished one
+//
+//   nats = -mean_t log p(x_t | x_{<t} of its document), over all tokens but the first of each document
+//
+//   error = sd(m_b) / sqrt(n), m_b the mean over block b of 1024 predictions in a row; an unfinished block is left out
 #pragma once
 
 #include <functional>
@@ -19,7 +20,8 @@ struct EvalOptions {
   int64_t first_bucket = 256;  // positions [0, first), [first, 2 first), [2 first, 4 first), ...
   int64_t max_context = 0;     // the state restarts after this many tokens of a document; 0: never
   int64_t limit = 0;           // read at most this many tokens; 0: all
-  std::function<void(int64_t tokens, int64_t bytes_read)> progress;  // now and then
+  /// Called after each chunk: tokens read, and how far the files are read, in bytes.
+  std::function<void(int64_t tokens, int64_t bytes)> progress;
 };
 
 /// The sum over some predictions.
@@ -30,7 +32,7 @@ struct LossSum {
 };
 
 struct Bucket {
-  int64_t begin, end;  // positions of the predicted token in its document
+  int64_t begin, end;  // positions of the predicted token since the state began: how many tokens it is predicted from
   LossSum loss;
 };
 
@@ -58,7 +60,8 @@ class Evaluator {
   /// Throws Error for chunk or first_bucket < 1, or a negative max_context.
   Evaluator(std::shared_ptr<LanguageModel> model, const EvalOptions& options);
 
-  /// The next tokens; `starts_document` says whether the first of them begins one. `bytes` of the stream are theirs.
+  /// The next tokens; `starts_document` says whether the first of them begins one. `bytes`: of the text of those that
+  /// are predicted, all but a document's first.
   void read(const std::vector<int64_t>& tokens, bool starts_document, int64_t bytes);
   int64_t tokens() const { return result_.tokens; }
   /// What remains is predicted. Throws Error when nothing was: no document of two tokens.
@@ -66,6 +69,7 @@ class Evaluator {
 
  private:
   void predict(int64_t T);
+  int64_t since_restart(int64_t position) const;
   void count(double nats, int64_t position);
 
   std::shared_ptr<LanguageModel> model_;

@@ -37,15 +37,21 @@ Ids ids(int64_t count, int64_t seed) {
 using Documents = std::vector<Ids>;
 const Documents kDocuments = {ids(1501, 1), ids(1, 2), ids(2, 3), ids(997, 4), ids(613, 5)};
 
-/// The definition: every document alone, at once; nats of tokens 1, 2, ...
-std::vector<Tensor> alone(LanguageModel& model) {
+/// The definition: every document alone, in parts of `context` tokens (0: at once); nats of tokens 1, 2, ...
+std::vector<Tensor> alone(LanguageModel& model, int64_t context = 0) {
   at::NoGradGuard no_grad;
   std::vector<Tensor> nats;
   for (const Ids& document : kDocuments) {
-    State state = model.initial_state(1);
     const Tensor tokens = at::tensor(document, at::kLong);
-    const Tensor p = model.forward(tokens.unsqueeze(0), state)[0].to(at::kDouble).log_softmax(-1);
-    nats.push_back(-p.slice(0, 0, -1).gather(1, tokens.slice(0, 1).unsqueeze(1)).squeeze(1));
+    const int64_t T = tokens.numel();
+    std::vector<Tensor> parts = {at::empty({0}, at::kDouble)};
+    for (int64_t from = 0; from + 1 < T; from += context > 0 ? context : T) {
+      const int64_t to = context > 0 ? std::min(from + context, T - 1) : T - 1;
+      State state = model.initial_state(1);
+      const Tensor p = model.forward(tokens.slice(0, from, to).unsqueeze(0), state)[0].to(at::kDouble).log_softmax(-1);
+      parts.push_back(-p.gather(1, tokens.slice(0, from + 1, to + 1).unsqueeze(1)).squeeze(1));
+    }
+    nats.push_back(at::cat(parts));
   }
   return nats;
 }
@@ -126,22 +132,72 @@ TEST(Perplexity, OneTokenAtATimeGivesTheSame) {
 
 TEST(Perplexity, MaxContextRestartsTheState) {
   const auto model = make_model();
-  at::NoGradGuard no_grad;
-  double expected = 0;
-  for (const Ids& document : kDocuments) {
-    const Tensor tokens = at::tensor(document, at::kLong);
-    for (int64_t from = 0; from + 1 < tokens.numel(); from += 101) {
-      const int64_t to = std::min(from + 101, tokens.numel() - 1);
-      State state = model->initial_state(1);
-      const Tensor p = model->forward(tokens.slice(0, from, to).unsqueeze(0), state)[0].to(at::kDouble).log_softmax(-1);
-      expected -= p.gather(1, tokens.slice(0, from + 1, to + 1).unsqueeze(1)).sum().item<double>();
-    }
-  }
+  const auto expected = at::cat(alone(*model, 101)).sum().item<double>();
   const Evaluation result = measure(model, {.chunk = 333, .max_context = 101});
   EXPECT_EQ(result.loss.tokens, 3109);
   EXPECT_NEAR(result.loss.nats, expected, 1e-5 * expected);
   EXPECT_GT(std::abs(result.loss.nats - measure(model, {}).loss.nats),
             1e-4 * expected);  // ten times the tolerance above
+}
+
+/// Means over the targets that `position` puts into [begin, end), against what was measured.
+void expect_buckets(const Evaluation& result, const std::vector<Tensor>& nats, const std::vector<int64_t>& edges,
+                    const std::function<int64_t(int64_t target)>& position) {
+  ASSERT_EQ(result.buckets.size(), edges.size() - 1);
+  for (size_t i = 0; i + 1 < edges.size(); ++i) {
+    LossSum expected;
+    for (const Tensor& document : nats) {
+      for (int64_t target = 1; target <= document.numel(); ++target) {
+        const int64_t at = position(target);
+        if (at < edges[i] || at >= edges[i + 1]) continue;
+        expected.nats += document[target - 1].item<double>();
+        ++expected.tokens;
+      }
+    }
+    EXPECT_EQ(result.buckets[i].begin, edges[i]);
+    EXPECT_EQ(result.buckets[i].end, edges[i + 1]);
+    EXPECT_EQ(result.buckets[i].loss.tokens, expected.tokens) << i;
+    EXPECT_NEAR(result.buckets[i].loss.mean(), expected.mean(), 1e-5 * expected.mean()) << i;
+  }
+}
+
+TEST(Perplexity, BucketsAreOfPositionsInTheDocument) {
+  const auto model = make_model();
+  const auto nats = alone(*model);
+  const Evaluation result = measure(model, {.chunk = 333, .first_bucket = 47});
+  expect_buckets(result, nats, {0, 47, 94, 188, 376, 752, 1504}, [](int64_t target) { return target; });
+}
+
+TEST(Perplexity, BucketsAreOfPositionsSinceTheRestart) {
+  const auto model = make_model();
+  const auto nats = alone(*model, 101);
+  const Evaluation result = measure(model, {.chunk = 333, .first_bucket = 10, .max_context = 101});
+  // The token at 101 is the last that is predicted from all 101; the next is predicted from one.
+  expect_buckets(result, nats, {0, 10, 20, 40, 80, 160}, [](int64_t target) { return (target - 1) % 101 + 1; });
+}
+
+TEST(Perplexity, ErrorsAreThoseOfTheMean) {
+  const Evaluation result = {.loss = {.nats = 6, .tokens = 4}, .standard_error = 0.25, .predicted_bytes = 10};
+  EXPECT_DOUBLE_EQ(result.loss.mean(), 1.5);
+  EXPECT_DOUBLE_EQ(result.perplexity(), std::exp(1.5));
+  EXPECT_DOUBLE_EQ(result.bits_per_byte(), 0.6 / std::log(2.));
+  EXPECT_DOUBLE_EQ(result.perplexity_error().value(), 0.25 * std::exp(1.5));
+  EXPECT_DOUBLE_EQ(result.bits_per_byte_error().value(), 0.1 / std::log(2.));
+  EXPECT_FALSE(Evaluation().perplexity_error() || Evaluation().bits_per_byte_error());
+}
+
+TEST(Perplexity, TellsHowFarItIs) {
+  const TemporaryFolder folder;
+  write_atomic(folder / "a.txt", std::string(301, 'a'));
+  write_atomic(folder / "b.txt", "another text");
+  std::vector<std::pair<int64_t, int64_t>> told;
+  TextReader reader(find_sources({folder.path().string()}));
+  EvalOptions options = {.chunk = 100};
+  options.progress = [&](int64_t tokens, int64_t bytes) { told.emplace_back(tokens, bytes); };
+  evaluate(make_model(), *find<TokenizerSpec>("bytes").make(), reader, options);
+  const std::vector<std::pair<int64_t, int64_t>> expected = {
+      {100, 100}, {200, 200}, {300, 300}, {301, 301}, {313, 313}};
+  EXPECT_EQ(told, expected);
 }
 
 TEST(Perplexity, ReadsFilesToTheLimit) {
