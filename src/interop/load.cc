@@ -3,6 +3,7 @@
 #include "backbones/model_files.h"
 #include "core/registry.h"
 #include "interop/ttt.h"
+#include "train/run_folder.h"
 
 namespace lineal {
 namespace {
@@ -11,29 +12,27 @@ namespace fs = std::filesystem;
 
 struct Family {
   const char* model_type;
+  const char* help;
   LanguageModelConfig (*read)(const Json& json, const std::string& who);
 };
 
 constexpr Family kFamilies[] = {
-    {"lineal", LanguageModelConfig::from_json},
-    {"ttt", read_ttt_config},
+    {"lineal", "what lineal train writes", LanguageModelConfig::from_json},
+    {"ttt", "TTT-Linear and TTT-MLP language models as published (arXiv 2407.04620)", read_ttt_config},
 };
 
-/// A run's folder stands for its newest checkpoint, checkpoints/step-N with the largest N.
+/// A run's folder stands for its newest checkpoint.
 fs::path model_directory(const fs::path& path) {
-  if (!fs::exists(path))
+  std::error_code error;
+  const fs::file_status found = fs::status(path, error);
+  if (!fs::status_known(found)) fail("model: cannot read ", path.string(), ": ", error.message());
+  if (!fs::exists(found))
     fail("model: ", path.string(), " does not exist, expected a model directory or a run's folder");
-  if (!fs::is_directory(path)) fail("model: ", path.string(), " is a file, expected a model directory");
-  if (!fs::is_directory(path / "checkpoints")) return path;
-  int64_t newest = -1;
-  for (const auto& entry : fs::directory_iterator(path / "checkpoints")) {
-    const std::string name = entry.path().filename().string();
-    const std::string digits = name.starts_with("step-") ? name.substr(5) : "";
-    if (digits.empty() || digits.size() > 18 || digits.find_first_not_of("0123456789") != digits.npos) continue;
-    newest = std::max<int64_t>(newest, std::stoll(digits));
-  }
-  if (newest < 0) fail("model: ", path.string(), " is a run without a checkpoint yet");
-  return path / "checkpoints" / ("step-" + std::to_string(newest));
+  if (!fs::is_directory(found)) fail("model: ", path.string(), " is a file, expected a model directory");
+  if (!fs::is_directory(path / "checkpoints", error)) return path;
+  const auto newest = newest_checkpoint(path);
+  if (!newest) fail("model: ", path.string(), " is a run without a checkpoint yet");
+  return newest->path;
 }
 
 }  // namespace
@@ -61,10 +60,16 @@ LoadedModel load_model(const fs::path& path) {
   fail_unknown(who, "model_type", type, known);
 }
 
-Tokenizer& tokenizer_of(const LoadedModel& loaded, const std::string& who) {
+std::vector<ModelFamily> model_families() {
+  std::vector<ModelFamily> list;
+  for (const Family& family : kFamilies) list.push_back({family.model_type, family.help});
+  return list;
+}
+
+Tokenizer& tokenizer_of(const LoadedModel& loaded, const std::string& who, const std::string& instead) {
   if (!loaded.tokenizer) {
-    fail(who, ": this model has ", loaded.model->config().vocab_size,
-         " tokens and its directory no tokenizer; give token ids with --tokens");
+    fail(who, ": this model has ", loaded.model->config().vocab_size, " tokens and its config.json names no tokenizer",
+         instead.empty() ? ", expected one that reads text" : "; " + instead);
   }
   return *loaded.tokenizer;
 }

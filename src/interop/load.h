@@ -3,6 +3,8 @@
 
 #include <filesystem>
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "backbones/language_model.h"
 #include "data/tokenizer.h"
@@ -18,7 +20,15 @@ struct LoadedModel {
 /// family; an unknown one is an Error that lists the known.
 LoadedModel load_model(const std::filesystem::path& path);
 
-/// The tokenizer, or an Error that says why text cannot be read or written with this model.
-Tokenizer& tokenizer_of(const LoadedModel& loaded, const std::string& who);
+/// The families that load_model knows, by their model_type.
+struct ModelFamily {
+  std::string model_type;
+  std::string help;
+};
+std::vector<ModelFamily> model_families();
+
+/// The tokenizer, or an Error that says why text cannot be read or written with this model, and what the caller offers
+/// `instead`, if anything.
+Tokenizer& tokenizer_of(const LoadedModel& loaded, const std::string& who, const std::string& instead = "");
 
 }  // namespace lineal

@@ -9,7 +9,9 @@
 #include "backbones/model_files.h"
 #include "core/error.h"
 #include "core/file.h"
+#include "interop/ttt.h"
 #include "testing/testing.h"
+#include "testing/throws_error.h"
 
 namespace lineal {
 namespace {
@@ -126,12 +128,23 @@ TEST_F(ModelDirectory, BadDirectoriesAreNamed) {
   EXPECT_ERROR(load_model(dir), "hidden_size is -1, expected an integer from 1 to");
   with([](Json& j) { j["hidden_size"] = 18446744073709551615u; });
   EXPECT_ERROR(load_model(dir), "hidden_size is 18446744073709551615");
-  with([](Json& j) { j["hidden_size"] = 1048574; });
+  with([](Json& j) { j["hidden_size"] = 1048572; });
   EXPECT_ERROR(load_model(dir), "GiB");
   with([](Json& j) { j["model_type"] = "tt"; });
   EXPECT_ERROR(load_model(dir), "unknown model_type 'tt'; did you mean 'ttt'?");
+  const std::string file = (dir / "config.json").string();
+  const auto load = [&] { load_model(dir); };
   with([](Json& j) { j["layers"][0]["mixer"] = "ttt_liner"; });
-  EXPECT_ERROR(load_model(dir), "did you mean 'ttt_linear'?");
+  EXPECT_TRUE(throws_error(load, {file + ": layers: ", "did you mean 'ttt_linear'?"}));
+  with([](Json& j) { j["layers"][1]["mini_batch_siz"] = 3; });
+  EXPECT_TRUE(throws_error(load, {file + ": ttt_mlp: ", "did you mean 'mini_batch_size'?"}));
+  with([](Json& j) { j["layers"][1]["num_attention_heads"] = 5; });
+  EXPECT_TRUE(throws_error(load, {file + ": ttt_mlp: num_attention_heads is 5", "divisor of hidden_size 24"}));
+  with([](Json& j) { j["layers"] = 7; });
+  EXPECT_TRUE(throws_error(load, {file + ": layers: ", "got 7"}));
+  EXPECT_TRUE(throws_error([&] { load_model(dir / std::string(300, 'x')); }, {"cannot read", "File name too long"}));
+  fs::create_directory_symlink("loop", dir / "loop");
+  EXPECT_TRUE(throws_error([&] { load_model(dir / "loop"); }, {"cannot read", "symbolic links"}));
   with([](Json& j) { j["tokenizer"] = "byte"; });
   EXPECT_ERROR(load_model(dir), "did you mean 'bytes'?");
   write_atomic(dir / "config.json", good.dump().substr(0, 100));
@@ -141,6 +154,49 @@ TEST_F(ModelDirectory, BadDirectoriesAreNamed) {
   EXPECT_ERROR(load_model(dir), "model.safetensors");
   fs::remove(dir / "model.safetensors");
   EXPECT_ERROR(load_model(dir), "model.safetensors");
+}
+
+TEST_F(ModelDirectory, TheTokenizerIsAskedFor) {
+  LoadedModel loaded = load_model(dir);
+  EXPECT_EQ(&tokenizer_of(loaded, "train"), loaded.tokenizer.get());
+  loaded.tokenizer.reset();
+  EXPECT_TRUE(
+      throws_error([&] { tokenizer_of(loaded, "train"); }, {"train: this model has 256 tokens", "expected one"}));
+  EXPECT_TRUE(throws_error([&] { tokenizer_of(loaded, "eval", "give ids"); }, {"eval: ", "no tokenizer; give ids"}));
+}
+
+TEST_F(ModelDirectory, ARunStandsForItsNewestCheckpoint) {
+  const fs::path run = dir / "run";
+  EXPECT_ERROR((fs::create_directories(run / "checkpoints"), load_model(run)), "a run without a checkpoint yet");
+  for (const char* name : {"step-9", "step-10", "step-11x", "step-", ".step-12.writing"}) {
+    fs::create_directory(run / "checkpoints" / name);
+  }
+  fs::copy(dir / "config.json", run / "checkpoints/step-10");
+  fs::copy(dir / "model.safetensors", run / "checkpoints/step-10");
+  EXPECT_EQ(fingerprint(*load_model(run).model), fingerprint(*model));
+}
+
+TEST(PublishedConfig, EveryFieldIsTaken) {
+  const Json json = {{"vocab_size", 31},        {"hidden_size", 24},        {"intermediate_size", 40},
+                     {"num_hidden_layers", 2},  {"num_attention_heads", 3}, {"rms_norm_eps", 3e-5},
+                     {"rope_theta", 5000},      {"initializer_range", 0.3}, {"tie_word_embeddings", false},
+                     {"use_gate", true},        {"share_qk", true},         {"pre_conv", true},
+                     {"conv_kernel", 3},        {"mini_batch_size", 7},     {"ttt_base_lr", 0.5},
+                     {"ttt_layer_type", "mlp"}, {"hidden_act", "silu"},     {"torch_dtype", "float32"}};
+  const Json read = read_ttt_config(json, "file").to_json();
+  for (const char* name : {"vocab_size", "hidden_size", "intermediate_size", "rms_norm_eps", "initializer_range",
+                           "tie_word_embeddings", "pre_conv", "conv_kernel"}) {
+    EXPECT_EQ(read[name], json[name]) << name;
+  }
+  EXPECT_EQ(read["tokenizer"], "");
+  ASSERT_EQ(read["layers"].size(), 2u);
+  for (const Json& layer : read["layers"]) {
+    EXPECT_EQ(layer["mixer"], "ttt_mlp");
+    for (const char* name : {"num_attention_heads", "rope_theta", "use_gate", "share_qk", "conv_kernel",
+                             "mini_batch_size", "ttt_base_lr"}) {
+      EXPECT_EQ(layer[name], json[name]) << name;
+    }
+  }
 }
 
 TEST_F(ModelDirectory, ParametersMustFit) {
@@ -170,6 +226,30 @@ TEST(LayerPlan, ReadsRepeatsOptionsAndDefaults) {
   }
   EXPECT_ERROR(parse_plan("ttt_linaer"), "did you mean 'ttt_linear'?");
   EXPECT_ERROR(parse_plan("ttt_linear(form=tripel)"), "expected one of auto dual primal");
+}
+
+TEST(LanguageModelConfig, CountsTheParametersOfTheModel) {
+  for (const char* plan : {"ttt_linear(share_qk=true,use_gate=true)*2, mamba", "attention(num_attention_heads=2)",
+                           "identity*3, delta_net(num_attention_heads=4)*2, ttt_mlp(num_attention_heads=2)"}) {
+    for (const bool tied : {true, false}) {
+      LanguageModelConfig config;
+      config.vocab_size = 37;
+      config.hidden_size = 24;
+      config.intermediate_size = tied ? 41 : 0;
+      config.pre_conv = tied;
+      config.tie_word_embeddings = tied;
+      config.layers = parse_plan(plan);
+      EXPECT_EQ(config.parameter_count(), LanguageModel(config).parameter_count()) << plan;
+    }
+  }
+}
+
+TEST(LanguageModelConfig, RefusesWhatTheMachineCannotHold) {
+  LanguageModelConfig config;
+  config.hidden_size = 1 << 20;
+  config.intermediate_size = 0;
+  config.layers = parse_plan("identity");
+  EXPECT_TRUE(throws_error([&] { config.validate("file"); }, {"file: hidden_size 1048576", "GiB, this machine has"}));
 }
 
 TEST(LanguageModel, TokenIdsOutOfRangeAreNamed) {

@@ -57,6 +57,24 @@ int64_t step_of(const std::string& name) {
   return std::stoll(digits);
 }
 
+/// In the order of their steps.
+std::vector<Checkpoint> checkpoints_of(const fs::path& run) {
+  std::vector<Checkpoint> list;
+  std::error_code error;
+  for (fs::directory_iterator at(run / "checkpoints", error), end; !error && at != end; at.increment(error)) {
+    const int64_t step = step_of(at->path().filename());
+    if (step >= 0) list.push_back({step, at->path()});
+  }
+  std::sort(list.begin(), list.end(), [](const auto& a, const auto& b) { return a.step < b.step; });
+  return list;
+}
+
+void remove_folder(const fs::path& path) {
+  std::error_code error;
+  fs::remove_all(path, error);
+  if (error) fail("cannot remove ", path.string(), ": ", error.message());
+}
+
 /// Hidden entries are what a killed write left.
 void remove_leftovers(const fs::path& folder, const std::string& prefix) {
   std::error_code error;
@@ -69,6 +87,11 @@ void remove_leftovers(const fs::path& folder, const std::string& prefix) {
 
 }  // namespace
 
+std::optional<Checkpoint> newest_checkpoint(const fs::path& run) {
+  const auto list = checkpoints_of(run);
+  return list.empty() ? std::nullopt : std::optional(list.back());
+}
+
 std::unique_ptr<RunFolder> RunFolder::create(const fs::path& path, const Json& config) {
   std::error_code error;
   if (fs::exists(path / "config.json", error)) {
@@ -78,7 +101,7 @@ std::unique_ptr<RunFolder> RunFolder::create(const fs::path& path, const Json& c
   make_folder(path);
   std::unique_ptr<RunFolder> run(new RunFolder(path));
   run->lock();
-  for (const auto& entry : fs::directory_iterator(path)) {
+  for (const auto& entry : fs::directory_iterator(path, error)) {
     const std::string name = entry.path().filename();
     if (!name.starts_with(".lineal-")) {
       fail("train: ", path.string(), " is not empty (", name, "), expected a new or empty folder for --out");
@@ -120,29 +143,13 @@ void RunFolder::set_config(const Json& config) {
   write_atomic(path_ / "config.json", config.dump(2) + "\n");
 }
 
-std::vector<Checkpoint> RunFolder::checkpoints() const {
-  std::vector<Checkpoint> list;
-  std::error_code error;
-  for (const auto& entry : fs::directory_iterator(path_ / "checkpoints", error)) {
-    const int64_t step = step_of(entry.path().filename());
-    if (step >= 0) list.push_back({step, entry.path()});
-  }
-  std::sort(list.begin(), list.end(), [](const auto& a, const auto& b) { return a.step < b.step; });
-  return list;
-}
-
-std::optional<Checkpoint> RunFolder::newest() const {
-  const auto list = checkpoints();
-  return list.empty() ? std::nullopt : std::optional(list.back());
-}
-
 Checkpoint RunFolder::save(int64_t step, int64_t keep, int64_t every,
                            const std::function<void(const fs::path& dir)>& write) {
   const fs::path folder = path_ / "checkpoints";
   const std::string name = "step-" + std::to_string(step);
   const fs::path temporary = folder / ("." + name + ".writing"), target = folder / name;
   make_folder(folder);
-  fs::remove_all(temporary);
+  remove_folder(temporary);
   if (metrics_ >= 0 && ::fsync(metrics_) != 0) {
     fail("cannot write ", (path_ / "metrics.jsonl").string(), ": ", reason(errno));
   }
@@ -158,13 +165,13 @@ Checkpoint RunFolder::save(int64_t step, int64_t keep, int64_t every,
   sync_folder(temporary);
   rename_folder(temporary, target);
 
-  const auto list = checkpoints();
+  const auto list = checkpoints_of(path_);
   for (size_t i = 0; i + 1 < list.size(); ++i) {
     const bool old = keep > 0 && i + static_cast<size_t>(keep) < list.size();
     if (!old && list[i].step % every == 0) continue;
     const fs::path removing = folder / ("." + list[i].path.filename().string() + ".removing");
     rename_folder(list[i].path, removing);
-    fs::remove_all(removing);
+    remove_folder(removing);
   }
   return {step, target};
 }

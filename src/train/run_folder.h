@@ -20,6 +20,9 @@ struct Checkpoint {
   std::filesystem::path path;
 };
 
+/// The checkpoint of a run with the largest step, if it has one; a folder that cannot be read has none.
+std::optional<Checkpoint> newest_checkpoint(const std::filesystem::path& run);
+
 /// A run's folder, held alone: a second process that opens it gets an Error.
 class RunFolder {
  public:
@@ -36,8 +39,7 @@ class RunFolder {
   const Json& config() const { return config_; }
   void set_config(const Json& config);
 
-  /// The checkpoint with the largest step.
-  std::optional<Checkpoint> newest() const;
+  std::optional<Checkpoint> newest() const { return newest_checkpoint(path_); }
   /// `write` fills a temporary folder; with the number of metrics lines so far in trainer.json it becomes step-N. Then
   /// removes checkpoints beyond the newest `keep` (0: all stay) and older ones whose step is no multiple of `every`.
   Checkpoint save(int64_t step, int64_t keep, int64_t every,
@@ -52,7 +54,6 @@ class RunFolder {
  private:
   explicit RunFolder(std::filesystem::path path) : path_(std::move(path)) {}
   void lock();
-  std::vector<Checkpoint> checkpoints() const;
 
   std::filesystem::path path_;
   Json config_;
