@@ -8,6 +8,7 @@ namespace lineal {
 Generation generate(Session& session, const Tokenizer& tokenizer, Sampler& sampler, const GenerateOptions& options) {
   Generation result;
   Utf8Stream characters;
+  characters.push(tokenizer.decode({session.recent().begin(), session.recent().end()}));
   StopStream stops(options.stops);
   const auto pass = [&](const std::string& piece) {
     result.text += piece;
@@ -27,7 +28,7 @@ Generation generate(Session& session, const Tokenizer& tokenizer, Sampler& sampl
     result.tokens.push_back(token);
     pass(stops.push(characters.push(tokenizer.decode({token}))));
   }
-  if (!stops.stopped()) pass(stops.push(characters.finish()));
+  if (!stops.stopped() && !options.continued) pass(stops.push(characters.finish()));
   pass(stops.finish());
   result.stop = stops.matched();
   if (stops.stopped()) result.finish = "stop";

@@ -19,6 +19,8 @@ struct GenerateOptions {
   std::function<void(std::string_view piece)> on_text;
   /// Asked before each token; true ends the text.
   std::function<bool()> cancelled;
+  /// The session will be continued: the beginning of a character at the end is left to what follows, not replaced.
+  bool continued = false;
 };
 
 struct Generation {
@@ -28,7 +30,8 @@ struct Generation {
   std::string stop;             // the stop that was found
 };
 
-/// The session has then read every token of the result. `sampler` has observed what its penalty shall see.
+/// Where the text that was read ends inside a character, the result begins with the whole of it. The session has then
+/// read every token of the result. `sampler` has observed what its penalty shall see.
 Generation generate(Session& session, const Tokenizer& tokenizer, Sampler& sampler, const GenerateOptions& options);
 
 }  // namespace lineal
