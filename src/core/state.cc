@@ -84,10 +84,6 @@ State State::detach() const {
   return map([](const Tensor& part) { return part.detach(); });
 }
 
-State State::to(at::Device device) const {
-  return map([&](const Tensor& part) { return part.to(device); });
-}
-
 int64_t State::batch() const {
   for (const auto& [name, part] : named()) return part.size(0);
   fail("state: it has no parts, so no batch size");

@@ -37,7 +37,6 @@ class State {
   State map(const std::function<Tensor(const Tensor&)>& f) const;
   State clone() const;
   State detach() const;
-  State to(at::Device device) const;
 
   int64_t batch() const;
   /// Bytes of all parts, counts included.
