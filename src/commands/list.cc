@@ -4,11 +4,18 @@
 #include "commands/command.h"
 #include "core/registry.h"
 #include "data/tokenizer.h"
+#include "interop/load.h"
 #include "mixers/mixer.h"
 #include "objectives/objective.h"
 
 namespace lineal {
 namespace {
+
+void print_line(const std::string& name, const std::string& help) {
+  std::string left = "  " + name;
+  left.resize(std::max<size_t>(left.size() + 1, 22), ' ');
+  std::cout << left << help << "\n";
+}
 
 template <class Spec>
 Json section(bool json) {
@@ -16,9 +23,7 @@ Json section(bool json) {
   if (!json) std::cout << Spec::kKind << "s\n";
   for (const Spec* spec : all<Spec>()) {
     Json item = {{"name", spec->name}, {"help", spec->help}};
-    std::string left = "  " + spec->name;
-    left.resize(std::max<size_t>(left.size() + 1, 22), ' ');
-    if (!json) std::cout << left << spec->help << "\n";
+    if (!json) print_line(spec->name, spec->help);
     if constexpr (std::is_same_v<Spec, MixerSpec>) {
       const auto config = spec->config();
       item["causal"] = spec->causal;
@@ -26,6 +31,17 @@ Json section(bool json) {
       item["fields"] = config->write();
     }
     list.push_back(item);
+  }
+  return list;
+}
+
+/// Models that -m takes, by the model_type in their config.json.
+Json families(bool json) {
+  Json list = Json::array();
+  if (!json) std::cout << "model families\n";
+  for (const ModelFamily& family : model_families()) {
+    if (!json) print_line(family.model_type, family.help);
+    list.push_back({{"name", family.model_type}, {"help", family.help}});
   }
   return list;
 }
@@ -51,6 +67,7 @@ int run(const std::vector<std::string>& args) {
   all_kinds["mixers"] = section<MixerSpec>(json);
   all_kinds["objectives"] = section<ObjectiveSpec>(json);
   all_kinds["tokenizers"] = section<TokenizerSpec>(json);
+  all_kinds["model_families"] = families(json);
   all_kinds["commands"] = section<CommandSpec>(json);
   if (json) std::cout << all_kinds.dump() << "\n";
   return 0;
@@ -60,6 +77,8 @@ int run(const std::vector<std::string>& args) {
 
 extern const CommandSpec list_spec;
 const CommandSpec list_spec = {
-    .name = "list", .help = "mixers, objectives, tokenizers, commands; list MIXER: its fields", .run = run};
+    .name = "list",
+    .help = "mixers, objectives, tokenizers, model families, commands; list MIXER: its fields",
+    .run = run};
 
 }  // namespace lineal
