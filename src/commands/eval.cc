@@ -4,6 +4,7 @@
 #include <iostream>
 
 #include "commands/command.h"
+#include "commands/progress.h"
 #include "core/error.h"
 #include "eval/logits.h"
 #include "eval/perplexity.h"
@@ -46,14 +47,14 @@ std::string with_error(double value, const std::optional<double>& error) {
   return formatted("%.4f", value) + (error ? formatted(" +- %.2g", *error) : "");
 }
 
-void print(const Evaluation& result, double seconds) {
+void print(const Evaluation& result, double seconds, bool restarts) {
   std::cout << "nats per token  " << with_error(result.loss.mean(), result.standard_error) << "\n"
             << "perplexity      " << with_error(result.perplexity(), result.perplexity_error()) << "\n"
             << "bits per byte   " << with_error(result.bits_per_byte(), result.bits_per_byte_error()) << "\n"
             << "tokens          " << result.tokens << ", " << result.loss.tokens << " of them predicted\n"
             << "documents       " << result.documents << "\n"
             << "tokens/s        " << formatted("%.0f", static_cast<double>(result.tokens) / seconds) << "\n"
-            << "position in document    nats per token      tokens\n";
+            << (restarts ? "position since restart" : "position in document  ") << "  nats per token      tokens\n";
   for (const Bucket& bucket : result.buckets) {
     std::string range = text("  ", bucket.begin, "-", bucket.end - 1);
     range.resize(std::max<size_t>(range.size() + 1, 24), ' ');
@@ -61,6 +62,15 @@ void print(const Evaluation& result, double seconds) {
               << formatted("%12.0f", static_cast<double>(bucket.loss.tokens)) << "\n";
   }
   if (!result.standard_error) std::cout << "no standard error: that takes 2048 predictions\n";
+}
+
+/// Flags that say how to measure text say nothing about logits.
+void refuse_beside_tokens(const CLI::App& app) {
+  std::string found;
+  for (const char* flag : {"--json", "--limit", "--max-context", "--buckets", "--text-field"}) {
+    if (app.get_option(flag)->count() > 0) found += (found.empty() ? "" : ", ") + std::string(flag);
+  }
+  if (!found.empty()) fail("eval: --tokens does not go with ", found, "; expected --logits, --chunk and -t beside it");
 }
 
 int run(const std::vector<std::string>& args) {
@@ -96,20 +106,25 @@ int run(const std::vector<std::string>& args) {
   if (!parse(app, args)) return 0;
   if (!tokens.empty()) {
     if (!files.empty()) fail("eval: give either files or --tokens, not both");
+    refuse_beside_tokens(app);
     write_logits(*load_model(model).model, tokens, logits, options.chunk);
     return 0;
   }
   if (files.empty()) fail("eval: no text, expected files, folders or - for standard input (or --tokens and --logits)");
-  TextReader reader(find_sources(files), text_options);
+  const auto sources = find_sources(files);
+  TextReader reader(sources, text_options);
   const LoadedModel loaded = load_model(model);
-  const Tokenizer& tokenizer = tokenizer_of(loaded, "eval");
+  const Tokenizer& tokenizer = tokenizer_of(loaded, "eval", "give token ids with --tokens and --logits");
+  ReadingBar bar(sources, options.limit);
+  options.progress = [&](int64_t tokens_read, int64_t bytes) { bar.draw(tokens_read, bytes); };
   const auto begin = std::chrono::steady_clock::now();
   const Evaluation result = evaluate(loaded.model, tokenizer, reader, options);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  bar.clear();
   if (json) {
     std::cout << to_json(result, seconds).dump() << "\n";
   } else {
-    print(result, seconds);
+    print(result, seconds, options.max_context > 0);
   }
   return 0;
 }
@@ -117,7 +132,9 @@ int run(const std::vector<std::string>& args) {
 }  // namespace
 
 extern const CommandSpec eval_spec;
-const CommandSpec eval_spec = {
-    .name = "eval", .help = "perplexity, bits per byte and loss by position, in constant memory", .run = run};
+const CommandSpec eval_spec = {.name = "eval",
+                               .help = "perplexity, bits per byte and loss by position, in constant memory",
+                               .run = run,
+                               .less_memory = "a smaller --chunk or model"};
 
 }  // namespace lineal

@@ -133,17 +133,83 @@ TEST_F(EvalCommand, RefusesBadModels) {
   EXPECT_TRUE(refuses({path("model"), "does not exist"}));
 }
 
-TEST_F(EvalCommand, MemoryDoesNotGrowWithTheText) {
-  write_model(folder / "model", "identity");
-  const auto peak = [&](size_t size) {
-    write_atomic(folder / "text", some_text(size));
-    const ProgramResult run = eval({path("text"), "--json"});
-    EXPECT_EQ(run.code, 0) << run.err;
-    EXPECT_EQ(Json::parse(run.out)["tokens"], size);
-    return static_cast<double>(run.peak_kib);
+TEST_F(EvalCommand, TokensAndMeasuresDoNotMix) {
+  save_safetensors(folder / "in", {{"input_ids", at::zeros({1, 3}, at::kLong)}});
+  const auto with = [&](const Names& more) {
+    Names args = {"--tokens", path("in"), "--logits", path("out")};
+    args.insert(args.end(), more.begin(), more.end());
+    return eval(args);
   };
-  const double small = peak(1'000'003), large = peak(20'000'003);
-  EXPECT_LE(large, 1.05 * small) << "KiB";
+  EXPECT_TRUE(refused(with({"--json"}), {"--tokens does not go with --json;"}));
+  EXPECT_TRUE(refused(with({"--buckets", "9", "--limit", "5", "--max-context", "3"}),
+                      {"--tokens does not go with --limit, --max-context, --buckets;"}));
+  EXPECT_TRUE(refused(with({"--text-field", "body"}), {"--tokens does not go with --text-field;"}));
+  EXPECT_EQ(folder.names(), Names({"in", "model"}));
+}
+
+TEST_F(EvalCommand, MaxContextIsTheBucketsEnd) {
+  write_atomic(folder / "text", some_text(1001));
+  const ProgramResult run = eval({path("text"), "--max-context", "50", "--buckets", "16", "--json"});
+  const Json result = Json::parse(run.out);
+  Json ends = Json::array();
+  for (const Json& bucket : result["positions"]) ends.push_back(bucket["end"]);
+  EXPECT_EQ(ends, Json({16, 32, 64}));
+  EXPECT_NE(eval({path("text")}).out.find("position in document"), std::string::npos);
+  EXPECT_NE(eval({path("text"), "--max-context", "50"}).out.find("position since restart"), std::string::npos);
+}
+
+TEST_F(EvalCommand, ModelsWithoutATokenizerAreEvaluatedFromIds) {
+  LanguageModelConfig config;
+  config.vocab_size = 300;
+  config.hidden_size = 16;
+  config.tokenizer = "";
+  config.layers = parse_plan("identity");
+  save_model(LanguageModel(config), folder / "model");
+  write_atomic(folder / "text", "some text");
+  EXPECT_TRUE(refused(eval({path("text")}), {"eval: this model has 300 tokens", "--tokens and --logits"}));
+}
+
+TEST_F(EvalCommand, LongNamesAreRefused) {
+  const std::string name(300, 'x');
+  write_atomic(folder / "text", "some text");
+  EXPECT_TRUE(refused(run_program({"eval", "-m", path(name), path("text")}, folder.path()), {"File name too long"}));
+  EXPECT_TRUE(refused(eval({path(name)}), {"File name too long"}));
+}
+
+TEST_F(EvalCommand, ShowsProgressOnATerminalAlone) {
+  write_atomic(folder / "text", some_text(30'001));
+  const Names args = {"eval", "-m", path("model"), "-t", "1", path("text"), "--chunk", "500", "--json"};
+  const ProgramResult terminal = run_program(args, folder.path(), {.terminal = true});
+  EXPECT_EQ(terminal.code, 0);
+  for (const char* part : {"[ ", "[=", "tokens/s", " left", "30.0k tokens"}) {
+    EXPECT_NE(terminal.err.find(part), std::string::npos) << part << " in " << terminal.err;
+  }
+  EXPECT_TRUE(terminal.err.ends_with("\r\033[K")) << "the bar is not cleared";
+  EXPECT_EQ(Json::parse(terminal.out)["tokens"], 30'001);
+  EXPECT_EQ(run_program(args, folder.path()).err, "");
+}
+
+TEST_F(EvalCommand, OutOfMemorySaysWhatNeedsLess) {
+  write_atomic(folder / "text", some_text(1'000'000));
+  const Names args = {"eval", "-m", path("model"), "-t", "1", path("text"), "--chunk", "1000000"};
+  EXPECT_TRUE(refused(run_program(args, folder.path(), {.most_memory = int64_t{1} << 28}),
+                      {"eval: out of memory, allocating ", " bytes; needs less: a smaller --chunk or model"}));
+}
+
+TEST_F(EvalCommand, MemoryDoesNotGrowWithTheText) {
+  for (const char* plan : {"ttt_linear(num_attention_heads=4,share_qk=true)", "mamba(state_size=4)"}) {
+    write_model(folder / "model", plan, 8);
+    const auto peak = [&](size_t size) {
+      write_atomic(folder / "text", some_text(size));
+      const ProgramResult run = eval({path("text"), "--json"});
+      EXPECT_EQ(run.code, 0) << run.err;
+      EXPECT_EQ(Json::parse(run.out)["tokens"], size);
+      return run.peak_kib;
+    };
+    constexpr int64_t kSmall = 100'003, kLarge = 1'000'003;
+    const int64_t grown = (peak(kLarge) - peak(kSmall)) << 10;
+    EXPECT_LT(grown, 8 * (kLarge - kSmall)) << plan << ": a token more may not cost so much as its id";
+  }
 }
 
 }  // namespace

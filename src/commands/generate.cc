@@ -4,19 +4,13 @@
 #include <iostream>
 
 #include "commands/command.h"
+#include "commands/interrupt.h"
+#include "commands/read_text.h"
 #include "core/error.h"
-#include "data/sources.h"
 #include "interop/load.h"
 
 namespace lineal {
 namespace {
-
-/// The text of a file as one piece after another; documents of one follow each other.
-void read_text(Session& session, const Tokenizer& tokenizer, const std::string& path) {
-  TextReader reader(find_sources({path}));
-  TextPiece piece;
-  while (reader.next(piece)) session.read(tokenizer.encode(piece.bytes));
-}
 
 void print(std::string_view piece) {
   if (!(std::cout << piece << std::flush)) fail("generate: cannot write to standard output");
@@ -44,7 +38,7 @@ int run(const std::vector<std::string>& args) {
       ->take_all()
       ->allow_extra_args(false);  // else "[a,b]" would be taken for a list
   app.add_option("--count", count, "continuations of the same text")->check(CLI::Range(1, 1 << 20));
-  app.add_option("--save", save, "FILE.state to write after the last token");
+  app.add_option("--save", save, "FILE.state to write after the last token, and when interrupted");
   app.add_flag("--json", json, "one JSON object per continuation");
   add_threads(app);
   if (!parse(app, args)) return 0;
@@ -56,10 +50,15 @@ int run(const std::vector<std::string>& args) {
   const Tokenizer& tokenizer = tokenizer_of(loaded, "generate");
   Session session = state.empty() ? Session(loaded.model) : Session::load(state, loaded.model);
   const int64_t restored = session.tokens();
-  if (!file.empty()) read_text(session, tokenizer, file);
+  if (!file.empty()) read_text(session, tokenizer, file, "generate");
   session.read(tokenizer.encode(prompt));
 
   if (!json) options.on_text = print;
+  if (!save.empty()) {
+    options.continued = true;
+    options.cancelled = interrupted;
+    catch_interrupts("\nsaving; once more to quit at once\n");
+  }
   for (int64_t i = 0; i < count; ++i) {
     if (!json && count > 1)
       print(text(i > 0 ? "\n" : "", "--- ", i + 1, " of ", count, ", seed ", seed + static_cast<uint64_t>(i), "\n"));
@@ -81,7 +80,9 @@ int run(const std::vector<std::string>& args) {
     if (!save.empty()) own.save(save);
   }
   if (!json) print("\n");
-  return 0;
+  if (!interrupted()) return 0;
+  std::cerr << "stopped; go on with: lineal generate -m " << model << " --state " << save << "\n";
+  return kInterruptedCode;
 }
 
 }  // namespace

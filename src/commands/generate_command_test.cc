@@ -114,6 +114,80 @@ TEST_F(GenerateCommand, SavedStatesGoOn) {
   EXPECT_EQ(folder.names(), Names({"a.state", "b.state", "c.state", "model", "more"}));
 }
 
+/// Half of a character at the end of the first process, whose other half the second begins with.
+TEST_F(GenerateCommand, TwoProcessesPrintWhatOneWould) {
+  // So strong a penalty makes every byte come once before any comes again: some pair of them is a character.
+  const Names how = {"--temp", "0", "--repeat-penalty", "100", "--repeat-window", "1024"};
+  const auto with = [&](Names args) {
+    args.insert(args.end(), how.begin(), how.end());
+    return args;
+  };
+  const Json whole = objects(with({"-p", "Once", "-n", "256"}))[0];
+  const auto tokens = whole["tokens"].get<std::vector<int>>();
+  size_t at = 1;
+  while (at < tokens.size() && !(tokens[at - 1] >= 0xC2 && tokens[at - 1] < 0xE0 && (tokens[at] & 0xC0) == 0x80)) ++at;
+  ASSERT_LT(at, tokens.size()) << "no character of two bytes";
+  const std::string first = std::to_string(at), rest = std::to_string(tokens.size() - at);
+  const Json a = objects(with({"-p", "Once", "-n", first, "--save", path("a.state")}))[0];
+  const Json b = objects(with({"--state", path("a.state"), "-n", rest}))[0];
+  std::vector<int> both = a["tokens"];
+  for (const Json& token : b["tokens"]) both.push_back(token);
+  EXPECT_EQ(both, tokens) << "the penalty has forgotten what came before the save";
+  EXPECT_EQ(a["text"].get<std::string>() + b["text"].get<std::string>(), whole["text"].get<std::string>());
+  std::string out = generate(with({"-p", "Once", "-n", first, "--save", path("a.state")})).out;
+  out.pop_back();  // the newline that ends the output
+  out += generate(with({"--state", path("a.state"), "-n", rest})).out;
+  EXPECT_EQ(out, generate(with({"-p", "Once", "-n", "256"})).out);
+}
+
+TEST_F(GenerateCommand, InterruptedSavesTheState) {
+  const Names args = {"generate", "-m", path("model"), "-t", "1", "-p", "Once", "-n", "1000000000", "--save"};
+  for (const int number : {SIGINT, SIGTERM}) {
+    Names all = args;
+    all.push_back(path("a.state"));
+    Program program(all, folder.path());
+    while (program.running() && program.out().size() < 5) ::usleep(1000);
+    program.signal(number);
+    const ProgramResult stopped = program.wait();
+    EXPECT_EQ(stopped.code, 130) << stopped.err;
+    EXPECT_NE(stopped.err.find("lineal generate -m " + path("model") + " --state " + path("a.state")),
+              std::string::npos)
+        << stopped.err;
+    const Json next = objects({"--state", path("a.state"), "-n", "1"})[0];
+    EXPECT_GE(next["restored_tokens"].get<size_t>(), 4 + 5);
+    std::filesystem::remove(folder / "a.state");
+  }
+}
+
+TEST_F(GenerateCommand, ReadingShowsProgressOnATerminalAlone) {
+  write_atomic(folder / "text", std::string(9001, 'x'));
+  for (const Names& more :
+       {Names{"read", path("text"), "-o", path("a.state")}, Names{"generate", "-f", path("text"), "-n", "2"}}) {
+    Names args = more;
+    args.insert(args.end(), {"-m", path("model"), "-t", "1"});
+    const ProgramResult terminal = run_program(args, folder.path(), {.terminal = true});
+    EXPECT_EQ(terminal.code, 0);
+    for (const char* part : {"[=", "9.0k tokens", "tokens/s"}) {
+      EXPECT_NE(terminal.err.find(part), std::string::npos) << part << " in " << terminal.err;
+    }
+    EXPECT_TRUE(terminal.err.ends_with("\r\033[K")) << "the bar is not cleared";
+    EXPECT_EQ(run_program(args, folder.path()).err, "");
+  }
+}
+
+TEST_F(GenerateCommand, ModelsWithoutATokenizerAreRefused) {
+  LanguageModelConfig config;
+  config.vocab_size = 300;
+  config.hidden_size = 16;
+  config.tokenizer = "";
+  config.layers = parse_plan("identity");
+  save_model(LanguageModel(config), folder / "model");
+  for (const ProgramResult& result : {generate({"-p", "a"}), run("read", {"-", "-o", path("x.state")}, "text")}) {
+    EXPECT_TRUE(refused(result, {"this model has 300 tokens", "expected one that reads text"}));
+    EXPECT_EQ(result.err.find("--tokens"), std::string::npos) << result.err;
+  }
+}
+
 TEST_F(GenerateCommand, RefusesBadStates) {
   ASSERT_EQ(run("read", {"-", "-o", path("a.state")}, "Once").code, 0);
   const std::string bytes = read_file(folder / "a.state");
@@ -142,6 +216,7 @@ TEST_F(GenerateCommand, RefusesBadCommandLines) {
   EXPECT_TRUE(refused(generate({"-p", "a", "--count", "2", "--save", path("x.state")}), {"--save", "--count"}));
   EXPECT_TRUE(refused(generate({"-p", "a", "-f", path("two.jsonl")}), {"--file"}));
   EXPECT_TRUE(refused(run("read", {path("two.jsonl"), "-o", path("x.state")}), {"several documents"}));
+  EXPECT_TRUE(refused(generate({"-f", path("two.jsonl")}), {"generate: ", "several documents"}));
   EXPECT_TRUE(refused(run("read", {"-", "-o", path("x.state")}, ""), {"no text"}));
   EXPECT_EQ(folder.names(), Names({"model", "two.jsonl"}));
 }

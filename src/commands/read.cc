@@ -2,8 +2,8 @@
 #include <iostream>
 
 #include "commands/command.h"
+#include "commands/read_text.h"
 #include "core/error.h"
-#include "data/sources.h"
 #include "generate/session.h"
 #include "interop/load.h"
 
@@ -22,18 +22,11 @@ int run(const std::vector<std::string>& args) {
   app.add_flag("--json", json, "for scripts");
   add_threads(app);
   if (!parse(app, args)) return 0;
-  TextReader reader(find_sources({document}));
   const LoadedModel loaded = load_model(model);
   const Tokenizer& tokenizer = tokenizer_of(loaded, "read");
   Session session = state.empty() ? Session(loaded.model) : Session::load(state, loaded.model);
   const int64_t before = session.tokens();
-  TextPiece piece;
-  for (int64_t pieces = 0; reader.next(piece); ++pieces) {
-    if (pieces > 0 && piece.starts_document) {
-      fail("read: ", document, " holds several documents, expected one; a state is that of one text");
-    }
-    session.read(tokenizer.encode(piece.bytes));
-  }
+  read_text(session, tokenizer, document, "read");
   session.save(out);
   const int64_t bytes = session.state().bytes();
   if (json) {

@@ -1,13 +1,12 @@
 // lineal train: learns a model from text, or goes on with a run.
 #include <ATen/ATen.h>
-#include <unistd.h>
 
-#include <chrono>
-#include <csignal>
 #include <iomanip>
 #include <iostream>
 
 #include "commands/command.h"
+#include "commands/interrupt.h"
+#include "commands/progress.h"
 #include "core/registry.h"
 #include "data/batches.h"
 #include "interop/load.h"
@@ -16,52 +15,17 @@
 namespace lineal {
 namespace {
 
-volatile std::sig_atomic_t interrupted = 0;
-
-/// The first signal lets the step finish; the second ends the program.
-void interrupt(int) {
-  if (interrupted) ::_exit(130);
-  interrupted = 1;
-  constexpr char kMessage[] = "\nfinishing this step and saving; once more to quit at once\n";
-  (void)!::write(STDERR_FILENO, kMessage, sizeof kMessage - 1);
-}
-
-std::string short_number(double value) {
-  std::ostringstream out;
-  const char* unit = value >= 1e9 ? "G" : value >= 1e6 ? "M" : value >= 1e3 ? "k" : "";
-  const double scaled = value >= 1e9 ? value / 1e9 : value >= 1e6 ? value / 1e6 : value >= 1e3 ? value / 1e3 : value;
-  out << std::fixed << std::setprecision(scaled < 100 && *unit ? 1 : 0) << scaled << unit;
-  return out.str();
-}
-
-std::string duration(double seconds) {
-  const auto total = static_cast<int64_t>(seconds);
-  std::ostringstream out;
-  if (total >= 3600) out << total / 3600 << ":" << std::setw(2) << std::setfill('0');
-  out << total / 60 % 60 << ":" << std::setw(2) << std::setfill('0') << total % 60;
-  return out.str();
-}
-
 /// A bar on a terminal, a line per log step elsewhere, JSON for scripts.
 class Console : public Reporter {
  public:
-  explicit Console(bool json) : json_(json), bar_(!json && ::isatty(STDERR_FILENO)) {}
-  ~Console() override {
-    if (drawn_) std::cerr << "\n";
-  }
+  explicit Console(bool json) : json_(json), bar_(!json) {}
 
   void step(int64_t done, int64_t steps, const StepResult& result, double tokens_per_second) override {
-    if (!bar_) return;
-    const auto seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
-    if (first_ < 0) first_ = done - 1;
-    const double each = seconds / static_cast<double>(done - first_);
-    constexpr int64_t kWidth = 24;
-    const int64_t filled = done * kWidth / steps;
-    std::cerr << "\r\033[K[" << std::string(static_cast<size_t>(filled), '=')
-              << std::string(static_cast<size_t>(kWidth - filled), ' ') << "] " << done << "/" << steps << "  loss "
-              << std::fixed << std::setprecision(4) << result.loss << "  " << short_number(tokens_per_second)
-              << " tokens/s  " << duration(each * static_cast<double>(steps - done)) << " left" << std::flush;
-    drawn_ = true;
+    if (!bar_.shown()) return;
+    std::ostringstream what;
+    what << done << "/" << steps << "  loss " << std::fixed << std::setprecision(4) << result.loss << "  "
+         << short_number(tokens_per_second) << " tokens/s";
+    bar_.draw(static_cast<double>(done), static_cast<double>(steps), what.str());
   }
 
   void metrics(const Json& line) override {
@@ -69,8 +33,8 @@ class Console : public Reporter {
       std::cout << line.dump() << std::endl;
       return;
     }
-    if (bar_ && !line.contains("validation_loss")) return;
-    if (drawn_) std::cerr << "\r\033[K" << std::flush;
+    if (bar_.shown() && !line.contains("validation_loss")) return;
+    bar_.clear();
     std::ostringstream out;
     out << "step " << line["step"] << "  loss " << std::fixed << std::setprecision(4) << line["loss"].get<double>()
         << " (" << line["bits_per_token"].get<double>() << " bits)";
@@ -85,9 +49,8 @@ class Console : public Reporter {
   }
 
  private:
-  bool json_, bar_, drawn_ = false;
-  int64_t first_ = -1;
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  bool json_;
+  ProgressBar bar_;
 };
 
 /// Everything that config.json says of a run.
@@ -228,15 +191,14 @@ int run(const std::vector<std::string>& args) {
     plan.train.validate("train");
   }
 
-  const LoadedModel loaded = make_model(plan, "train");
+  const LoadedModel loaded = make_model(plan, folder ? (folder->path() / "config.json").string() : "train");
   const Text text = open_text(plan, loaded);
   Trainer trainer(loaded.model, plan.train, text.batches);
   if (folder && plan.corpus != text.corpus) {
     fail("train: the text has changed since ", resume, " began: ", text.corpus.dump(), ", expected ",
          plan.corpus.dump());
   }
-  std::signal(SIGINT, interrupt);
-  std::signal(SIGTERM, interrupt);
+  catch_interrupts("\nfinishing this step and saving; once more to quit at once\n");
   plan.corpus = text.corpus;
   if (!folder) {
     folder = RunFolder::create(out, plan.to_json());
@@ -253,7 +215,7 @@ int run(const std::vector<std::string>& args) {
   bool done = false;
   {
     Console console(json);
-    done = train(trainer, *folder, elapsed, console, [] { return interrupted != 0; });
+    done = train(trainer, *folder, elapsed, console, interrupted);
   }
   if (done) {
     if (!json) std::cerr << "saved " << folder->newest()->path.string() << "\n";
@@ -261,12 +223,16 @@ int run(const std::vector<std::string>& args) {
   }
   std::cerr << "stopped after step " << trainer.steps_done() << " of " << plan.train.steps
             << "; go on with: lineal train --resume " << folder->path().string() << "\n";
-  return 130;
+  return kInterruptedCode;
 }
 
 }  // namespace
 
 extern const CommandSpec train_spec;
-const CommandSpec train_spec = {.name = "train", .help = "learn a model from text, or resume a run", .run = run};
+const CommandSpec train_spec = {
+    .name = "train",
+    .help = "learn a model from text, or resume a run",
+    .run = run,
+    .less_memory = "a smaller --batch-size or model, a shorter --segment or --context, or --recompute true"};
 
 }  // namespace lineal

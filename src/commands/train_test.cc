@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "core/config.h"
+#include "testing/gzip_of.h"
 #include "testing/program.h"
 
 namespace lineal {
@@ -124,12 +125,78 @@ TEST_F(TrainProgram, MistakesEndInOneLineAndLeaveNothing) {
   EXPECT_FALSE(fs::exists(out));
 }
 
+/// Plain text, gzip and JSON lines of it are the same text: the same run, bit for bit.
+TEST_F(TrainProgram, LearnsFromGzipAndJsonLines) {
+  const std::string text = read_file(folder_ / "text.txt");
+  const std::string line = Json{{"body", text}}.dump() + "\n";
+  write_atomic(folder_ / "text.gz", gzip_of(text));
+  write_atomic(folder_ / "text.jsonl", line);
+  write_atomic(folder_ / "text.jsonl.gz", gzip_of(line));
+  const auto learned = [&](const std::string& name) {
+    Args args = tiny(name + ".run", {"--steps", "2", "--text-field", "body"});
+    args[1] = folder_ / name;
+    const ProgramResult result = run(args);
+    EXPECT_EQ(result.code, 0) << result.err;
+    return read_file(checkpoint(name + ".run", 2) / "model.safetensors");
+  };
+  const std::string expected = learned("text.txt");
+  for (const char* name : {"text.gz", "text.jsonl", "text.jsonl.gz"}) EXPECT_TRUE(learned(name) == expected) << name;
+  Args args = tiny("wrong", {"--text-field", "text"});
+  args[1] = folder_ / "text.jsonl";
+  EXPECT_TRUE(refused(run(args), {(folder_ / "text.jsonl").string(), "no field 'text'", "body"}));
+}
+
+TEST_F(TrainProgram, ShowsProgressOnATerminal) {
+  const ProgramResult result =
+      run_program(tiny("run", {"--steps", "7", "--log-every", "2"}), folder_.path(), {.terminal = true});
+  EXPECT_EQ(result.code, 0);
+  for (const char* part : {"] 1/7  loss ", "[========================] 7/7  loss ", " tokens/s", "saved "}) {
+    EXPECT_NE(result.err.find(part), std::string::npos) << part << " in " << result.err;
+  }
+  EXPECT_EQ(result.out.find("step 2"), std::string::npos) << "the bar says it";
+  EXPECT_NE(result.out.find("step 7"), std::string::npos) << "validation is a line";
+  const ProgramResult pipe = run(tiny("pipe", {"--steps", "7", "--log-every", "2"}));
+  EXPECT_EQ(pipe.err.find("7/7"), std::string::npos) << pipe.err;
+  EXPECT_NE(pipe.out.find("step 2"), std::string::npos);
+}
+
+TEST_F(TrainProgram, MemoryIsThatOfTheSegmentNotOfTheContext) {
+  std::ofstream(folder_ / "text.txt") << std::string(400'000, 'x');
+  for (const std::string carry : {"detached", "differentiable"}) {
+    const auto peak = [&](int64_t context) {
+      const auto result =
+          run(tiny(carry + std::to_string(context),
+                   {"-c", std::to_string(context), "--segment", "2048", "--steps", "1", "--carry", carry,
+                    "--batch-size", "1", "--layers", "mamba(state_size=2)", "--validation", "0"}));
+      EXPECT_EQ(result.code, 0) << result.err;
+      return result.peak_kib;
+    };
+    constexpr int64_t kSmall = 1 << 14, kLarge = 1 << 17;
+    const int64_t grown = (peak(kLarge) - peak(kSmall)) << 10;
+    EXPECT_LT(grown, 100 * (kLarge - kSmall)) << carry << ": of a token only ids, mask and document may be held";
+  }
+}
+
+TEST_F(TrainProgram, OutOfMemorySaysWhatNeedsLess) {
+  const ProgramResult result = run_program(tiny("run", {"--batch-size", "512", "-c", "512", "--hidden-size", "96"}),
+                                           folder_.path(), {.most_memory = int64_t{1} << 28});
+  EXPECT_EQ(result.code, 2) << result.err;
+  for (const char* part : {"train: out of memory, allocating ", "needs less: a smaller --batch-size"}) {
+    EXPECT_NE(result.err.find(part), std::string::npos) << part << " in " << result.err;
+  }
+  EXPECT_EQ(result.err.find("internal error"), std::string::npos) << result.err;
+}
+
 TEST_F(TrainProgram, FoldersThatCannotBeWritten) {
   Args args = tiny("run", {"--steps", "1"});
   for (const std::string& out : {std::string("/proc/lineal/run"), (folder_ / "text.txt/run").string()}) {
     args[3] = out;
     EXPECT_TRUE(refused(run(args), {"cannot make the folder " + out}));
   }
+  const std::string name(300, 'x');
+  EXPECT_TRUE(refused(run(tiny(name)), {"cannot make the folder", "File name too long"}));
+  EXPECT_TRUE(refused(run({"train", folder_ / "text.txt", "-o", folder_ / "run", "--init", folder_ / name}),
+                      {"cannot read", "File name too long"}));
 }
 
 TEST_F(TrainProgram, ARunIsNotStartedTwiceAndGoesOnWithMoreSteps) {

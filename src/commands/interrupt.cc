@@ -1,0 +1,30 @@
+#include "commands/interrupt.h"
+
+#include <unistd.h>
+
+#include <csignal>
+#include <cstring>
+
+namespace lineal {
+namespace {
+
+volatile std::sig_atomic_t caught = 0;
+const char* text = "";
+
+void handle(int) {
+  if (caught) ::_exit(kInterruptedCode);
+  caught = 1;
+  (void)!::write(STDERR_FILENO, text, std::strlen(text));
+}
+
+}  // namespace
+
+void catch_interrupts(const char* message) {
+  text = message;
+  std::signal(SIGINT, handle);
+  std::signal(SIGTERM, handle);
+}
+
+bool interrupted() { return caught != 0; }
+
+}  // namespace lineal
