@@ -14,6 +14,10 @@ int main(int argc, char** argv) {
     return otherwise;
   };
   const std::string directory = flag("-m", ""), prompt = flag("--prompt", "Hello");
+  if (prompt.empty()) {
+    std::cerr << "embed: --prompt is empty, expected a byte at least\n";
+    return 2;
+  }
   try {
     lineal::LanguageModelConfig config;  // untrained, for when no directory is given
     config.hidden_size = 64;
