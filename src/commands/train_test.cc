@@ -162,6 +162,8 @@ TEST_F(TrainProgram, ShowsProgressOnATerminal) {
 
 TEST_F(TrainProgram, MemoryIsThatOfTheSegmentNotOfTheContext) {
   std::ofstream(folder_ / "text.txt") << std::string(400'000, 'x');
+  // Freed memory goes back at once: the peak is of what is held, not of holes that small parts leave in the heap.
+  ::setenv("MALLOC_MMAP_THRESHOLD_", "65536", 1);
   for (const std::string carry : {"detached", "differentiable"}) {
     const auto peak = [&](int64_t context) {
       const auto result =
@@ -173,8 +175,9 @@ TEST_F(TrainProgram, MemoryIsThatOfTheSegmentNotOfTheContext) {
     };
     constexpr int64_t kSmall = 1 << 14, kLarge = 1 << 17;
     const int64_t grown = (peak(kLarge) - peak(kSmall)) << 10;
-    EXPECT_LT(grown, 100 * (kLarge - kSmall)) << carry << ": of a token only ids, mask and document may be held";
+    EXPECT_LT(grown, 64 * (kLarge - kSmall)) << carry << ": of a token only ids, mask and document may be held";
   }
+  ::unsetenv("MALLOC_MMAP_THRESHOLD_");
 }
 
 TEST_F(TrainProgram, OutOfMemorySaysWhatNeedsLess) {
