@@ -18,7 +18,7 @@ class BenchCommand : public testing::Test {
   }
   /// The mixer benchmark at small sizes.
   ProgramResult small(Names args) const {
-    args.insert(args.end(), {"--hidden-size", "24", "--seconds", "0.01"});
+    args.insert(args.end(), {"--hidden-size", "24", "--seconds", "5"});
     return bench(args);
   }
   TemporaryFolder folder;
