@@ -153,8 +153,12 @@ TEST_F(GenerateCommand, InterruptedSavesTheState) {
     EXPECT_NE(stopped.err.find("lineal generate -m " + path("model") + " --state " + path("a.state")),
               std::string::npos)
         << stopped.err;
-    const Json next = objects({"--state", path("a.state"), "-n", "1"})[0];
-    EXPECT_GE(next["restored_tokens"].get<size_t>(), 4 + 5);
+    ASSERT_TRUE(std::filesystem::exists(folder / "a.state"));
+    const auto tokens = objects({"--state", path("a.state"), "-n", "0"})[0]["restored_tokens"].get<int64_t>();
+    EXPECT_GT(tokens, 4);
+    const std::string length = std::to_string(tokens - 4);
+    EXPECT_EQ(stopped.out, generate({"-p", "Once", "-n", length, "--save", path("b.state")}).out);
+    EXPECT_TRUE(read_file(folder / "a.state") == read_file(folder / "b.state"));
     std::filesystem::remove(folder / "a.state");
   }
 }
