@@ -2,6 +2,7 @@
 
 #include <cctype>
 
+#include "core/parse.h"
 #include "core/registry.h"
 #include "mixers/mixer.h"
 
@@ -9,11 +10,6 @@ namespace lineal {
 namespace {
 
 constexpr int64_t kMostLayers = 4096;
-
-std::string trim(const std::string& s) {
-  const auto first = s.find_first_not_of(" \t\n");
-  return first == std::string::npos ? "" : s.substr(first, s.find_last_not_of(" \t\n") - first + 1);
-}
 
 /// Splits at `separator` outside parentheses.
 std::vector<std::string> split(const std::string& s, char separator) {

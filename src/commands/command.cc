@@ -51,13 +51,14 @@ void add_fields(CLI::App& app, Config& config, const std::string& who, const std
     if (std::find(hidden.begin(), hidden.end(), field.name) != hidden.end()) continue;
     const auto set = [field, who](const std::string& value) mutable { field.parse(value, who); };
     auto* option = app.add_option_function<std::string>(flag(field.name), set, field.help);
-    option->type_name(field.admits())->default_str(field.get().dump());
+    option->type_name(field.admits())->default_str(line_of(field.get()));
   }
 }
 
 void add_threads(CLI::App& app) {
   const auto set = [](int64_t threads) { at::set_num_threads(static_cast<int>(threads)); };
-  app.add_option_function<int64_t>("-t,--threads", set, "threads to compute with")->check(CLI::Range(1, 4096));
+  app.add_option_function<int64_t>("-t,--threads", set, "threads to compute with")
+      ->check(CLI::Range(int64_t{1}, kMostThreads));
 }
 
 }  // namespace lineal

@@ -28,6 +28,8 @@ bool parse(CLI::App& app, const std::vector<std::string>& args);
 /// out.
 void add_fields(CLI::App& app, Config& config, const std::string& who, const std::vector<std::string>& hidden = {});
 
+constexpr int64_t kMostThreads = 4096;
+
 /// -t, --threads: threads LibTorch uses; the machine's cores by default. Applied when parsed.
 void add_threads(CLI::App& app);
 

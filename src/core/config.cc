@@ -1,9 +1,9 @@
 #include "core/config.h"
 
-#include <charconv>
 #include <cmath>
 
 #include "core/error.h"
+#include "core/parse.h"
 
 namespace lineal {
 namespace {
@@ -24,6 +24,10 @@ std::string number(double value) {
 
 }  // namespace
 
+std::string line_of(const Json& value) { return value.dump(-1, ' ', false, Json::error_handler_t::replace); }
+
+bool is_utf8(const std::string& bytes) { return Json::parse(line_of(bytes)) == bytes; }
+
 std::string Field::admits() const {
   std::string kind = std::visit(Overloaded{[](bool*) { return "true or false"; }, [](int64_t*) { return "an integer"; },
                                            [](double*) { return "a number"; }, [](std::string*) { return "text"; }},
@@ -43,25 +47,25 @@ void Field::set(const Json& value, const std::string& who) {
   const auto in_range = [&](double v) { return v >= range.least && v <= range.most; };
   std::visit(Overloaded{
                  [&](bool* to) {
-                   if (!value.is_boolean()) fail_value(*this, who, value.dump());
+                   if (!value.is_boolean()) fail_value(*this, who, line_of(value));
                    *to = value.get<bool>();
                  },
                  [&](int64_t* to) {
                    const bool whole = value.is_number_integer() &&
                                       !(value.is_number_unsigned() && value.get<uint64_t>() > uint64_t{INT64_MAX});
-                   if (!whole || !in_range(value.get<double>())) fail_value(*this, who, value.dump());
+                   if (!whole || !in_range(value.get<double>())) fail_value(*this, who, line_of(value));
                    *to = value.get<int64_t>();
                  },
                  [&](double* to) {
-                   if (!value.is_number() || !in_range(value.get<double>())) fail_value(*this, who, value.dump());
+                   if (!value.is_number() || !in_range(value.get<double>())) fail_value(*this, who, line_of(value));
                    *to = value.get<double>();
                  },
                  [&](std::string* to) {
-                   if (!value.is_string()) fail_value(*this, who, value.dump());
+                   if (!value.is_string() || !is_utf8(value.get<std::string>())) fail_value(*this, who, line_of(value));
                    const auto chosen = value.get<std::string>();
                    const auto& choices = range.choices;
                    if (!choices.empty() && std::find(choices.begin(), choices.end(), chosen) == choices.end()) {
-                     fail_value(*this, who, value.dump());
+                     fail_value(*this, who, line_of(value));
                    }
                    *to = chosen;
                  },
@@ -70,10 +74,22 @@ void Field::set(const Json& value, const std::string& who) {
 }
 
 void Field::parse(const std::string& value, const std::string& who) {
-  if (std::holds_alternative<std::string*>(target)) return set(value, who);
-  const Json parsed = Json::parse(value, nullptr, /*allow_exceptions=*/false);
-  if (parsed.is_discarded()) fail_value(*this, who, "'" + value + "'");
-  set(parsed, who);
+  const auto given = [&](const auto& parsed) {
+    const std::string quoted = line_of(value);
+    if (!parsed) fail_value(*this, who, "'" + quoted.substr(1, quoted.size() - 2) + "'");
+    set(*parsed, who);
+  };
+  std::visit(Overloaded{
+                 [&](bool*) {
+                   const auto parsed =
+                       value == "true" || value == "false" ? std::optional(value == "true") : std::nullopt;
+                   given(parsed);
+                 },
+                 [&](int64_t*) { given(parse_integer(value)); },
+                 [&](double*) { given(parse_double(value)); },
+                 [&](std::string*) { set(value, who); },
+             },
+             target);
 }
 
 Json Field::get() const {

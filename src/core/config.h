@@ -11,6 +11,11 @@ namespace lineal {
 
 using Json = nlohmann::ordered_json;
 
+/// The value as one line; bytes that are not UTF-8 become U+FFFD.
+std::string line_of(const Json& value);
+/// Whether JSON can hold these bytes.
+bool is_utf8(const std::string& bytes);
+
 /// What a field admits: an interval for numbers, a choice for strings (empty: anything).
 struct Range {
   double least = -std::numeric_limits<double>::infinity();

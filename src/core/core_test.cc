@@ -3,6 +3,7 @@
 #include "core/config.h"
 #include "core/dims.h"
 #include "core/error.h"
+#include "core/parse.h"
 #include "core/segments.h"
 #include "core/state.h"
 #include "testing/testing.h"
@@ -15,6 +16,12 @@ TEST(Errors, SuggestTheNearestName) {
   EXPECT_EQ(nearest("ttt_liner", known), "ttt_linear");
   EXPECT_EQ(nearest("atention", known), "attention");
   EXPECT_EQ(nearest("convolution", known), "");
+  EXPECT_EQ(nearest("ab", {"xy", "ax", "cab"}), "ax");
+  EXPECT_EQ(nearest("ab", {"xy"}), "");
+  EXPECT_EQ(nearest("cuont", {"count"}), "count");
+  EXPECT_EQ(nearest("abcdef", {"abcxyz"}), "");
+  EXPECT_EQ(nearest("a", {"b"}), "");
+  EXPECT_EQ(nearest("", {"b"}), "");
   EXPECT_ERROR(fail_unknown("train", "mixer", "ttt_mpl", known),
                "train: unknown mixer 'ttt_mpl'; did you mean 'ttt_mlp'? (known: attention, ttt_linear, ttt_mlp)");
 }
@@ -65,6 +72,47 @@ TEST(Configuration, RefusesWhatDoesNotFit) {
   EXPECT_ERROR(options.read({{"kind", "c"}}, "x.json"), "expected one of a b");
   EXPECT_ERROR(options.read(Json::array(), "x.json"), "expected an object");
   EXPECT_ERROR(options.fields()[0].parse("many", "flag"), "flag: count is 'many'");
+}
+
+TEST(Configuration, TakesNumbersAsPeopleTypeThem) {
+  Options options;
+  const auto set = [&](size_t field, const std::string& text) { options.fields()[field].parse(text, "flag"); };
+  const std::vector<std::pair<std::string, double>> good = {{".7", 0.7}, {"1.", 1},     {"+1e-3", 1e-3},
+                                                            {"2", 2},    {"1E3", 1000}, {"007", 7}};
+  for (const auto& [text, value] : good) {
+    set(1, text);
+    EXPECT_EQ(options.rate, value) << text;
+  }
+  set(0, "+7");
+  EXPECT_EQ(options.count, 7);
+  set(2, "false");
+  EXPECT_FALSE(options.on);
+  for (const char* bad : {"", "+", "+-1", "inf", "nan", "1e999", "0x1", "1,5", " 1", "1 ", "--1", "."}) {
+    EXPECT_ERROR(set(1, bad), std::string("flag: rate is '") + bad + "'");
+  }
+  for (const char* bad : {"2.5", "1e1", "99999999999999999999", "seven"}) EXPECT_ERROR(set(0, bad), "flag: count is '");
+  EXPECT_ERROR(set(0, "-3"), "flag: count is -3, expected an integer from 1 to 10");
+  EXPECT_ERROR(set(1, "-.5"), "rate is -0.5");
+  EXPECT_ERROR(set(2, "1"), "on is '1', expected true or false");
+}
+
+TEST(Configuration, NamesBytesThatAreNotUtf8) {
+  struct Free : Config {
+    std::string word;
+    std::vector<Field> fields() override { return {{"word", &word, {}, "any"}}; }
+  } config;
+  EXPECT_ERROR(config.fields()[0].parse("a\xff", "flag"), "flag: word is \"a\xef\xbf\xbd\", expected text");
+  Options options;
+  EXPECT_ERROR(options.fields()[0].parse("3\xff", "flag"), "flag: count is '3\xef\xbf\xbd'");
+  EXPECT_ERROR(options.fields()[3].parse("\xff", "flag"), "expected one of a b");
+  config.fields()[0].parse("\xc3\xa9", "flag");
+  EXPECT_EQ(config.word, "\xc3\xa9");
+}
+
+TEST(Words, AreTrimmed) {
+  EXPECT_EQ(trim(" \ta b\r\n"), "a b");
+  EXPECT_EQ(trim("ab"), "ab");
+  EXPECT_EQ(trim(" \n"), "");
 }
 
 State example(int64_t B, int64_t S, double value) {

@@ -28,7 +28,11 @@ template <class... Parts>
   throw Error(text(parts...));
 }
 
-/// The candidate with the smallest edit distance to `name`, or "" when none is near (over a third of its length away).
+/// What the operating system calls an errno: "No such file or directory".
+std::string reason(int error);
+
+/// The candidate with the smallest edit distance to `name`, or "" when that is above a third of its length, rounded up,
+/// or would change all of it.
 std::string nearest(std::string_view name, const std::vector<std::string>& candidates);
 
 /// Throws "who: unknown what 'name'; did you mean 'nearest'? (known: a, b, c)".

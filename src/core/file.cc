@@ -1,12 +1,14 @@
 #include "core/file.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <system_error>
 #include <utility>
 
@@ -16,8 +18,6 @@ namespace lineal {
 namespace {
 
 namespace fs = std::filesystem;
-
-std::string reason(int error) { return std::generic_category().message(error); }
 
 /// Closes the descriptor it holds.
 class Descriptor {
@@ -43,44 +43,74 @@ struct stat status_of(int fd, const fs::path& path) {
   return status;
 }
 
+/// Calls write_some(bytes not yet written, how many were) until all are written.
+template <class WriteSome>
+void write_repeatedly(std::string_view bytes, const fs::path& path, const WriteSome& write_some) {
+  for (size_t done = 0; done < bytes.size();) {
+    const ssize_t count = write_some(bytes.substr(done), done);
+    if (count >= 0) {
+      done += static_cast<size_t>(count);
+    } else if (errno != EINTR) {
+      fail("cannot write ", path.string(), ": ", reason(errno));
+    }
+  }
+}
+
 class DescriptorWriter : public FileWriter {
  public:
   DescriptorWriter(int fd, const fs::path& path) : fd_(fd), path_(path) {}
 
   void write(const void* bytes, size_t size) override {
-    write_all(bytes, size, [this](const char* from, size_t count, size_t) { return ::write(fd_, from, count); });
+    write_all(fd_, {static_cast<const char*>(bytes), size}, path_);
   }
 
   void write_at(size_t offset, const void* bytes, size_t size) override {
-    write_all(bytes, size, [this, offset](const char* from, size_t count, size_t done) {
-      return ::pwrite(fd_, from, count, static_cast<off_t>(offset + done));
+    write_repeatedly({static_cast<const char*>(bytes), size}, path_, [&](std::string_view rest, size_t done) {
+      return ::pwrite(fd_, rest.data(), rest.size(), static_cast<off_t>(offset + done));
     });
   }
 
  private:
-  template <class Write>
-  void write_all(const void* bytes, size_t size, const Write& write_some) {
-    const char* from = static_cast<const char*>(bytes);
-    for (size_t done = 0; done < size;) {
-      const ssize_t count = write_some(from + done, size - done, done);
-      if (count >= 0) {
-        done += static_cast<size_t>(count);
-      } else if (errno != EINTR) {
-        fail("cannot write ", path_.string(), ": ", reason(errno));
-      }
-    }
-  }
-
   int fd_;
   fs::path path_;
 };
 
-/// Removes the file at its end unless released.
-struct Temporary {
-  fs::path path;
-  ~Temporary() {
-    if (!path.empty()) ::unlink(path.c_str());
+/// The temporary file of one write_atomic, locked so that others see it in use; closed and, unless released, removed at
+/// its end.
+class Temporary {
+ public:
+  Temporary(const fs::path& folder, const fs::path& target) {
+    static std::atomic<uint64_t> count{0};
+    do {
+      // A short name of its own: the target's may already be as long as the filesystem allows. One that is taken was
+      // left by a killed process of the same number.
+      path_ = folder / text(kPrefix, ::getpid(), "-", count++, kSuffix);
+      fd_ = ::open(path_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    } while (fd_ < 0 && errno == EEXIST);
+    if (fd_ < 0) fail("cannot write ", target.string(), ": folder ", folder.string(), ": ", reason(errno));
+    (void)::flock(fd_, LOCK_EX | LOCK_NB);
   }
+  ~Temporary() {
+    if (!released_) ::unlink(path_.c_str());
+    if (fd_ >= 0) ::close(fd_);
+  }
+  Temporary(const Temporary&) = delete;
+  Temporary& operator=(const Temporary&) = delete;
+
+  int fd() const { return fd_; }
+  const fs::path& path() const { return path_; }
+  /// close() can be the first to report that written bytes were lost.
+  int close() { return ::close(std::exchange(fd_, -1)); }
+  void release() { released_ = true; }
+
+  static bool is_one(const std::string& name) { return name.starts_with(kPrefix) && name.ends_with(kSuffix); }
+
+ private:
+  static constexpr const char* kPrefix = ".lineal-";
+  static constexpr const char* kSuffix = ".tmp";
+  fs::path path_;
+  int fd_ = -1;
+  bool released_ = false;
 };
 
 void write_directly(const fs::path& path, const std::function<void(FileWriter&)>& content) {
@@ -92,6 +122,10 @@ void write_directly(const fs::path& path, const std::function<void(FileWriter&)>
 }
 
 }  // namespace
+
+void write_all(int fd, std::string_view bytes, const fs::path& path) {
+  write_repeatedly(bytes, path, [fd](std::string_view rest, size_t) { return ::write(fd, rest.data(), rest.size()); });
+}
 
 MappedFile::MappedFile(const fs::path& path) {
   Descriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
@@ -141,23 +175,17 @@ void write_atomic(const fs::path& path, const std::function<void(FileWriter&)>& 
     fail("cannot write ", path.string(), ": folder ", folder.string(), " does not exist; create it first");
   }
 
-  static std::atomic<uint64_t> count{0};
-  // A short name of its own: the target's may already be as long as the filesystem allows.
-  Temporary temporary{folder / text(".lineal-", ::getpid(), "-", count++, ".tmp")};
-  Descriptor fd(::open(temporary.path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
-  if (fd < 0) {
-    const int error = errno;
-    temporary.path.clear();
-    fail("cannot write ", path.string(), ": folder ", folder.string(), ": ", reason(error));
-  }
-  if (exists) (void)!::fchmod(fd, old.st_mode & 07777);
-  DescriptorWriter writer(fd, path);
+  Temporary temporary(folder, path);
+  if (exists) (void)!::fchmod(temporary.fd(), old.st_mode & 07777);
+  DescriptorWriter writer(temporary.fd(), path);
   content(writer);
-  if (::fsync(fd) != 0 || fd.close() != 0) fail("cannot write ", path.string(), ": ", reason(errno));
-  if (::rename(temporary.path.c_str(), target.c_str()) != 0) {
+  if (::fsync(temporary.fd()) != 0 || temporary.close() != 0) {
     fail("cannot write ", path.string(), ": ", reason(errno));
   }
-  temporary.path.clear();
+  if (::rename(temporary.path().c_str(), target.c_str()) != 0) {
+    fail("cannot write ", path.string(), ": ", reason(errno));
+  }
+  temporary.release();
   // From here on the file is complete; some filesystems cannot fsync a folder.
   const Descriptor folder_fd(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (folder_fd >= 0) (void)!::fsync(folder_fd);
@@ -165,6 +193,19 @@ void write_atomic(const fs::path& path, const std::function<void(FileWriter&)>& 
 
 void write_atomic(const fs::path& path, std::string_view content) {
   write_atomic(path, [&](FileWriter& writer) { writer.write(content.data(), content.size()); });
+}
+
+void remove_stale_temporaries(const fs::path& folder) {
+  std::error_code error;
+  for (fs::directory_iterator at(folder, error), end; !error && at != end; at.increment(error)) {
+    if (!Temporary::is_one(at->path().filename().string())) continue;
+    std::error_code gone;
+    // Between making a temporary and locking it there is a moment.
+    const auto age = fs::file_time_type::clock::now() - fs::last_write_time(at->path(), gone);
+    if (gone || age < std::chrono::minutes(1)) continue;
+    const Descriptor fd(::open(at->path().c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
+    if (fd >= 0 && ::flock(fd, LOCK_EX | LOCK_NB) == 0) ::unlink(at->path().c_str());
+  }
 }
 
 }  // namespace lineal

@@ -40,10 +40,17 @@ class FileWriter {
   virtual void write_at(size_t offset, const void* bytes, size_t size) = 0;
 };
 
+/// Writes all bytes to a descriptor; throws Error naming `path` and the reason.
+void write_all(int fd, std::string_view bytes, const std::filesystem::path& path);
+
 /// Writes to a temporary file beside `path`, fsyncs it, renames it over `path`, fsyncs the folder. On any error, of
 /// `content` too, the temporary is removed and `path` is as it was. A link is followed and an existing file keeps its
 /// permissions; devices and pipes, which cannot be replaced, are written to directly.
 void write_atomic(const std::filesystem::path& path, const std::function<void(FileWriter&)>& content);
 void write_atomic(const std::filesystem::path& path, std::string_view content);
+
+/// Removes from the folder what killed calls of write_atomic left: temporaries that no process holds and that are a
+/// minute old.
+void remove_stale_temporaries(const std::filesystem::path& folder);
 
 }  // namespace lineal

@@ -9,7 +9,9 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstring>
+#include <fstream>
 
 #include "core/error.h"
 #include "testing/temporary_folder.h"
@@ -178,6 +180,40 @@ TEST(File, FullDiskLeavesTheOldFile) {
   EXPECT_TRUE(throws_error([&] { write_atomic(folder / "x", "new"); }, {"Read-only file system"}));
   EXPECT_TRUE(throws_error([&] { write_atomic(folder / "y", "new"); }, {"Read-only file system"}));
   EXPECT_EQ(::umount(folder.path().c_str()), 0);
+}
+
+TEST(File, NamesOfKilledProcessesDoNotBlock) {
+  const TemporaryFolder folder;
+  constexpr int kLeft = 500;
+  for (int n = 0; n < kLeft; ++n) std::ofstream(folder / text(".lineal-", ::getpid(), "-", n, ".tmp")) << "half";
+  write_atomic(folder / "x", "new");
+  EXPECT_EQ(read_file(folder / "x"), "new");
+  EXPECT_EQ(folder.names().size(), kLeft + 1u);
+}
+
+TEST(File, StaleTemporariesGo) {
+  const TemporaryFolder folder;
+  const auto age = [](const fs::path& path, int seconds) {
+    fs::last_write_time(path, fs::file_time_type::clock::now() - std::chrono::seconds(seconds));
+  };
+  for (const char* name : {".lineal-1-0.tmp", ".lineal-1-1.tmp", ".lineal-1-2", "lineal-1-3.tmp", ".other.tmp"}) {
+    std::ofstream(folder / name) << "half";
+    age(folder / name, 100'000);
+  }
+  age(folder / ".lineal-1-1.tmp", 5);
+  std::string writing;
+  write_atomic(folder / "x", [&](FileWriter& writer) {
+    writer.write("abc", 3);
+    for (const std::string& name : folder.names()) {
+      if (name.starts_with(text(".lineal-", ::getpid()))) writing = name;
+    }
+    age(folder / writing, 100'000);
+    remove_stale_temporaries(folder.path());
+    EXPECT_TRUE(fs::exists(folder / writing));
+  });
+  EXPECT_EQ(read_file(folder / "x"), "abc");
+  EXPECT_EQ(folder.names(), Names({".lineal-1-1.tmp", ".lineal-1-2", ".other.tmp", "lineal-1-3.tmp", "x"}));
+  remove_stale_temporaries(folder / "missing");
 }
 
 }  // namespace

@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <system_error>
 
 #include "core/error.h"
 
@@ -41,7 +40,7 @@ class FileBytes : public ByteStream {
   int64_t bytes_read() const override { return bytes_read_; }
 
  private:
-  [[noreturn]] void refuse() const { fail("cannot read ", path_, ": ", std::generic_category().message(errno)); }
+  [[noreturn]] void refuse() const { fail("cannot read ", path_, ": ", reason(errno)); }
 
   std::string path_;
   int fd_;

@@ -219,6 +219,7 @@ std::shared_ptr<const TokenStore> TokenStore::open(const std::vector<std::string
     try {
       std::error_code ignored;  // write_atomic tells why the folder is missing
       fs::create_directories(options.cache_folder, ignored);
+      remove_stale_temporaries(options.cache_folder);
       build_file(path, identity.content, sources, tokenizer, options, reading);
       return load(path, identity.content);
     } catch (const Error& error) {
@@ -229,6 +230,12 @@ std::shared_ptr<const TokenStore> TokenStore::open(const std::vector<std::string
   auto store = build_in_memory(sources, tokenizer, options);
   store->uncached_ = uncached;
   return store;
+}
+
+std::string TokenStore::fingerprint() const {
+  uint64_t all = 0;
+  for (int64_t i = 0; i < documents_; ++i) all = mix(mix(all, hash(i)), static_cast<uint64_t>(document(i).size()));
+  return hex(all);
 }
 
 void TokenStore::copy(TokenSpan span, int64_t* to) const {

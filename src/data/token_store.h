@@ -50,6 +50,8 @@ class TokenStore {
   TokenSpan document(int64_t index) const { return {index == 0 ? 0 : ends_[index - 1], ends_[index]}; }
   /// A hash of the document's text.
   uint64_t hash(int64_t index) const { return static_cast<uint64_t>(hashes_[index]); }
+  /// Sixteen hexadecimal digits that change with the text, length and order of the documents.
+  std::string fingerprint() const;
   /// Writes the tokens of `span` to `to`.
   void copy(TokenSpan span, int64_t* to) const;
 

@@ -7,7 +7,9 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstring>
+#include <set>
 
 #include "core/file.h"
 #include "core/registry.h"
@@ -129,6 +131,13 @@ TEST(TokenStore, BuiltAgainWhenSomethingChanges) {
   change("time", [&] {
     fs::last_write_time(corpus.folder / "a.txt",
                         fs::last_write_time(corpus.folder / "a.txt") + std::chrono::seconds(1));
+  });
+  const auto set_time = [&](fs::file_time_type time) { fs::last_write_time(corpus.folder / "a.txt", time); };
+  const auto time = fs::last_write_time(corpus.folder / "a.txt");
+  change("a nanosecond", [&] { set_time(time + std::chrono::nanoseconds(1)); });
+  change("size at the same time", [&] {
+    write_atomic(corpus.folder / "a.txt", "first document, longer again");
+    set_time(time + std::chrono::nanoseconds(1));
   });
   TokenStoreOptions other = corpus.options();
   other.text.text_field = "title";
@@ -296,6 +305,61 @@ TEST(TokenStore, DefaultCacheFolder) {
   EXPECT_EQ(default_cache_folder(), "");
   if (!cache.empty()) ::setenv("XDG_CACHE_HOME", cache.c_str(), 1);
   if (!home.empty()) ::setenv("HOME", home.c_str(), 1);
+}
+
+TEST(TokenStore, FingerprintFollowsTextAndOrder) {
+  const Corpus corpus;
+  const std::string before = corpus.open()->fingerprint();
+  EXPECT_EQ(before.size(), 16u);
+  EXPECT_EQ(corpus.open()->fingerprint(), before);
+  std::set<std::string> all = {before};
+  write_atomic(corpus.folder / "a.txt", "first documenT");
+  all.insert(corpus.open()->fingerprint());
+  write_atomic(corpus.folder / "a.txt", "fourth\xff");
+  write_atomic(corpus.folder / "c.gz", gzip_of("first document"));
+  all.insert(corpus.open()->fingerprint());
+  EXPECT_EQ(all.size(), 3u);
+  const auto store = [](std::vector<int64_t> ends) {
+    return TokenStore(at::zeros({9}, at::kByte), at::tensor(ends, at::kLong), at::tensor({5, 7}, at::kLong));
+  };
+  EXPECT_NE(store({4, 9}).fingerprint(), store({5, 9}).fingerprint());
+}
+
+TEST(TokenStore, SweepsWhatKilledProcessesLeft) {
+  const Corpus corpus;
+  const fs::path left = corpus.cache / ".lineal-1-0.tmp";
+  write_atomic(left, "half");
+  fs::last_write_time(left, fs::file_time_type::clock::now() - std::chrono::hours(1));
+  corpus.open();
+  EXPECT_FALSE(fs::exists(left));
+  EXPECT_EQ(corpus.cache.names().size(), 1u);
+}
+
+TEST(TokenStore, FoundUnderAnotherSpellingOfThePath) {
+  const Corpus corpus;
+  corpus.open();
+  const auto open = [&](const std::string& path) {
+    return TokenStore::open({path}, *corpus.bytes, "bytes", corpus.options());
+  };
+  EXPECT_FALSE(open(corpus.folder / "../" / corpus.folder.path().filename())->built());
+  const fs::path before = fs::current_path();
+  fs::current_path(corpus.folder.path());
+  EXPECT_FALSE(open(".")->built());
+  fs::current_path(before);
+  EXPECT_TRUE(open(corpus.folder / "a.txt")->built());
+}
+
+TEST(TokenStore, HashIsOfTheWholeDocument) {
+  const Corpus corpus;
+  const std::string tail(600'001, 't');
+  fs::remove(corpus.folder / "b.jsonl");
+  fs::remove(corpus.folder / "c.gz");
+  write_atomic(corpus.folder / "a.txt", "one" + tail);
+  write_atomic(corpus.folder / "b.txt", "two" + tail);
+  write_atomic(corpus.folder / "c.txt", "one" + tail);
+  const auto store = corpus.open();
+  EXPECT_NE(store->hash(0), store->hash(1));
+  EXPECT_EQ(store->hash(0), store->hash(2));
 }
 
 }  // namespace

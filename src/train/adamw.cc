@@ -7,14 +7,10 @@
 #include <map>
 
 #include "core/error.h"
+#include "core/parse.h"
 
 namespace lineal {
 namespace {
-
-std::string trim(const std::string& s) {
-  const auto first = s.find_first_not_of(" \t");
-  return first == std::string::npos ? "" : s.substr(first, s.find_last_not_of(" \t") - first + 1);
-}
 
 /// W1, b1, W2, ...: the weights a TTT layer's inner model starts from.
 bool is_inner_weight(const std::string& leaf) {
@@ -39,14 +35,14 @@ std::vector<double> lr_factors(const std::string& rules, const std::vector<std::
     if (rule.empty()) continue;
     const auto equals = rule.rfind('=');
     const std::string pattern = trim(rule.substr(0, equals));
-    const Json factor = equals == rule.npos ? Json() : Json::parse(trim(rule.substr(equals + 1)), nullptr, false);
-    if (pattern.empty() || !factor.is_number() || !(factor.get<double>() >= 0)) {
+    const auto factor = equals == rule.npos ? std::nullopt : parse_double(trim(rule.substr(equals + 1)));
+    if (pattern.empty() || !factor || *factor < 0) {
       fail("lr_scale: '", rule, "' is not pattern=factor with a factor of at least 0, such as '*.W1=0.1'");
     }
     bool used = false;
     for (size_t i = 0; i < names.size(); ++i) {
       if (::fnmatch(pattern.c_str(), names[i].c_str(), 0) != 0) continue;
-      factors[i] = factor.get<double>();
+      factors[i] = *factor;
       used = true;
     }
     if (!used) {

@@ -93,10 +93,10 @@ TEST(AdamW, RefusesRulesThatMeanNothing) {
   const std::vector<std::string> names = {"model.norm.weight", "model.layers.0.W1"};
   EXPECT_TRUE(throws_error([&] { lr_factors("model.norm.weigth=2", names); },
                            {"lr_scale", "did you mean 'model.norm.weight'"}));
-  for (const char* bad : {"*", "*=", "*=-1", "=2", "*=fast"}) {
+  for (const char* bad : {"*", "*=", "*=-1", "=2", "*=fast", "*=inf"}) {
     EXPECT_TRUE(throws_error([&] { lr_factors(bad, names); }, {"lr_scale", "pattern=factor"})) << bad;
   }
-  EXPECT_EQ(lr_factors("*=3, *.W1=0.5", names), (std::vector<double>{3, 0.5}));
+  EXPECT_EQ(lr_factors("*=3, *.W1=.5", names), (std::vector<double>{3, 0.5}));
 }
 
 TEST(Schedule, WarmsUpThenFollowsItsCurve) {
@@ -125,6 +125,7 @@ TEST(TrainConfig, RefusesWhatCannotBe) {
   EXPECT_TRUE(throws_error([] { config_of({{"schedule", "wsd"}, {"warmup", 0.6}, {"decay", 0.5}}); }, {"at most 1"}));
   EXPECT_TRUE(throws_error([] { config_of({{"batch_size", 1 << 20}, {"context", 1 << 24}}); }, {"GiB", "context"}));
   EXPECT_TRUE(throws_error([] { config_of({{"steps", 0}}); }, {"steps is 0"}));
+  EXPECT_TRUE(throws_error([] { config_of({{"eps", 0}}); }, {"eps is 0", "from 1e-20 to 1"}));
   EXPECT_TRUE(throws_error([] { config_of({{"stepz", 3}}); }, {"did you mean 'steps'"}));
 }
 

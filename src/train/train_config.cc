@@ -7,9 +7,11 @@ namespace lineal {
 
 std::vector<Field> TrainConfig::fields() {
   constexpr double kMostSteps = 1LL << 40;
+  constexpr double kLeastEps = 1e-20;  // in float32 the square of a smaller gradient is 0
   return {
       {"objective", &objective, {}, "what is learned (lineal list)"},
-      {"steps", &steps, between(1, kMostSteps), "updates of the parameters"},
+      {"steps", &steps, between(1, kMostSteps),
+       "updates of the parameters; the schedule is a function of them, also when a run goes on with others"},
       {"batch_size", &batch_size, size_range(), "sequences per batch"},
       {"context", &context, between(1, 1 << 24), "tokens per sequence"},
       {"segment", &segment, between(0, 1 << 24), "tokens per call of the model, the state carried; 0: all at once"},
@@ -18,11 +20,12 @@ std::vector<Field> TrainConfig::fields() {
       {"lr", &lr, between(0, 1e3), "peak learning rate"},
       {"min_lr", &min_lr, between(0, 1e3), "learning rate of the last step (cosine, wsd)"},
       {"schedule", &schedule, one_of({"cosine", "constant", "wsd"}), "of the learning rate after warmup"},
-      {"warmup", &warmup, between(0, 1), "fraction of the steps in which the learning rate rises from 0"},
-      {"decay", &decay, between(0, 1), "fraction of the steps in which wsd falls to min_lr"},
+      {"warmup", &warmup, between(0, 1),
+       "fraction of the steps in which the learning rate rises from 0; other --steps change it"},
+      {"decay", &decay, between(0, 1), "fraction of the steps in which wsd falls to min_lr; other --steps change it"},
       {"beta1", &beta1, between(0, 1), "AdamW: decay of the gradient's average"},
       {"beta2", &beta2, between(0, 1), "AdamW: decay of its square's average"},
-      {"eps", &eps, between(0, 1), "AdamW: added to the root"},
+      {"eps", &eps, between(kLeastEps, 1), "AdamW: added to the root"},
       {"weight_decay", &weight_decay, between(0, 1e3), "AdamW: of matrices; not of norms, biases, initial states"},
       {"lr_scale", &lr_scale, {}, "factors by parameter name: '*.W1=0.1, model.embed_tokens.*=2'"},
       {"clip", &clip, at_least(0), "largest norm of the gradient; 0: not clipped"},
