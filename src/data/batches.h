@@ -31,7 +31,6 @@ class Batches {
   /// Thread-safe. Throws Error for a negative step or one whose position overflows.
   Batch at(int64_t step) const;
 
-  int64_t tokens_per_epoch() const { return tokens_; }
   /// The epoch in which the chunk of the step's first row begins.
   int64_t epoch(int64_t step) const;
 

@@ -55,7 +55,6 @@ void check(const Batch& batch, int64_t B, int64_t T, const std::vector<int64_t>&
 TEST(Batches, EveryTokenOfAnEpochOnce) {
   const std::vector<int64_t> sizes = {13, 1, 31, 5, 0, 7, 2, 11};  // 70
   const Batches batches(whole(counting_store(sizes)), 2, 7, 5);
-  EXPECT_EQ(batches.tokens_per_epoch(), 70);
   std::vector<Ids> epochs;
   for (int64_t e = 0; e < 3; ++e) {
     Ids seen;

@@ -9,6 +9,7 @@
 #include <system_error>
 
 #include "core/error.h"
+#include "core/run_mark.h"
 #include "data/byte_stream.h"
 
 namespace lineal {
@@ -59,7 +60,7 @@ class Walk {
       struct stat found;
       if (::stat(entry.c_str(), &found) != 0) continue;  // a link to nothing
       if (S_ISDIR(found.st_mode)) {
-        folder(entry, found);
+        if (!is_run(entry)) folder(entry, found);
       } else if (S_ISREG(found.st_mode) && found.st_size > 0 && visited_.emplace(found.st_dev, found.st_ino).second) {
         const Source source = describe(entry.string(), found);
         if (!is_binary(source)) sources.push_back(source);
@@ -83,8 +84,7 @@ std::vector<Source> find_sources(const std::vector<std::string>& paths) {
     }
     struct stat status;
     if (::stat(path.c_str(), &status) != 0) {
-      fail("cannot read ", path, ": ", std::generic_category().message(errno),
-           "; expected a file, a folder, or - for standard input");
+      fail("cannot read ", path, ": ", reason(errno), "; expected a file, a folder, or - for standard input");
     }
     if (S_ISDIR(status.st_mode)) {
       Walk walk;

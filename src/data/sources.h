@@ -21,9 +21,10 @@ struct Source {
 };
 
 /// The files that `paths` name, in a fixed order: files as given; folders recursively, sorted by the bytes of their
-/// names, without hidden names, binary files (a NUL in the first 8 KiB of text), empty files and whatever is neither
-/// file nor folder; a file or folder that links reach twice is taken once. "-" is standard input. Throws Error for a
-/// missing path, a path that is an empty file, a folder without text, and when nothing is given.
+/// names, without hidden names, training runs below them, binary files (a NUL in the first 8 KiB of text), empty files
+/// and whatever is neither file nor folder; a file or folder that links reach twice is taken once. "-" is standard
+/// input. Throws Error for a missing path, a path that is an empty file, a folder without text, and when nothing is
+/// given.
 std::vector<Source> find_sources(const std::vector<std::string>& paths);
 
 struct TextOptions {

@@ -95,5 +95,19 @@ TEST(Sources, RefusesWhatHoldsNoText) {
   EXPECT_TRUE(throws_error([&] { find_sources({folder / "bad"}); }, {"bad/x.gz: corrupt gzip"}));
 }
 
+TEST(Sources, PassesOverTrainingRuns) {
+  const TemporaryFolder folder;
+  put(folder / "text", "some text");
+  put(folder / "run/config.json", "{\"format\": \"lineal-run-1\", \"data\": []}");
+  put(folder / "run/metrics.jsonl", "{\"step\": 1}\n");
+  put(folder / "run/notes/more", "text");
+  put(folder / "model/config.json", "{\"format\": \"another\"}");
+  put(folder / "list/config.json", "[\"lineal-run-1\"]");
+  put(folder / "damaged/config.json", "{\"format\": \"lineal-run-1\"");
+  EXPECT_EQ(found(folder, {folder.path()}),
+            Names({"damaged/config.json", "list/config.json", "model/config.json", "text"}));
+  EXPECT_EQ(found(folder, {folder / "run/metrics.jsonl"}), Names({"run/metrics.jsonl"}));
+}
+
 }  // namespace
 }  // namespace lineal

@@ -2,8 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <map>
 #include <set>
 
+#include "data/shuffle.h"
 #include "testing/counting_store.h"
 #include "testing/throws_error.h"
 
@@ -127,6 +129,16 @@ TEST(Split, RefusesTooLittleAndBadFractions) {
   EXPECT_TRUE(refuses({50}, 1, "fraction is 1, expected"));
   EXPECT_TRUE(refuses({50}, -0.1, "fraction is -0.1"));
   EXPECT_TRUE(refuses({50}, std::nan(""), "fraction is nan"));
+}
+
+TEST(Split, TheDocumentNearestToTheThresholdChangesSides) {
+  const auto store = counting_store(std::vector<int64_t>(7, 5));
+  for (uint64_t seed = 0; seed < 20; ++seed) {
+    std::map<uint64_t, int64_t> places;  // a document is taken when this is below fraction * 2^64
+    for (int64_t i = 0; i < 7; ++i) places[mix(seed, store->hash(i))] = store->document(i).begin;
+    EXPECT_EQ(begins(split(store, 1e-9, seed).validation), std::set<int64_t>{places.begin()->second});
+    EXPECT_EQ(begins(split(store, 1 - 1e-9, seed).train), std::set<int64_t>{places.rbegin()->second});
+  }
 }
 
 }  // namespace

@@ -88,6 +88,7 @@ TEST(TextReader, PiecesEndWhereTheTextLetsThem) {
   EXPECT_EQ(pieces(text), Sizes({kPiece - 5, kPiece, 5}));
   text = full + full;
   text[10] = '\n';  // too early: the piece would be short
+  text[20] = ' ';
   text.replace(kPiece - 2, 4, "\xf0\x9f\x98\x80");
   EXPECT_EQ(pieces(text), Sizes({kPiece - 2, kPiece, 2}));
 }
@@ -201,6 +202,13 @@ TEST(TextReader, MemoryDoesNotGrowWithTheText) {
   EXPECT_EQ(total, 96 * million.size());
   EXPECT_EQ(longest, kPiece);
   EXPECT_LT(after.ru_maxrss - before.ru_maxrss, 4096) << "KiB";
+}
+
+TEST(TextReader, LinesAreCountedInEachFile) {
+  const TemporaryFolder folder;
+  write_atomic(folder / "a.jsonl", "{\"text\": \"good\"}\n{\"text\": \"good\"}\n");
+  write_atomic(folder / "b.jsonl", "{\"text\": \"good\"}\nbad\n");
+  EXPECT_TRUE(throws_error([&] { read_all({folder / "a.jsonl", folder / "b.jsonl"}); }, {"b.jsonl: line 2: "}));
 }
 
 }  // namespace

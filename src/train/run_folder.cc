@@ -6,22 +6,30 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <system_error>
 
 #include "core/error.h"
 #include "core/file.h"
+#include "core/run_mark.h"
 
 namespace lineal {
 namespace {
 
 namespace fs = std::filesystem;
 
-std::string reason(int error) { return std::generic_category().message(error); }
-
 void make_folder(const fs::path& path) {
   std::error_code error;
   fs::create_directories(path, error);
   if (error) fail("train: cannot make the folder ", path.string(), ": ", error.message());
+}
+
+/// The folder and those above it that are not there, innermost first.
+std::vector<fs::path> missing_folders(const fs::path& path) {
+  std::error_code error;
+  std::vector<fs::path> missing;
+  for (fs::path at = fs::absolute(path); !fs::exists(at, error) && at.has_relative_path(); at = at.parent_path()) {
+    missing.push_back(at);
+  }
+  return missing;
 }
 
 void sync_folder(const fs::path& path) {
@@ -93,13 +101,20 @@ std::optional<Checkpoint> newest_checkpoint(const fs::path& run) {
 }
 
 std::unique_ptr<RunFolder> RunFolder::create(const fs::path& path, const Json& config) {
+  auto run = reserve(path);
+  run->set_config(config);
+  return run;
+}
+
+std::unique_ptr<RunFolder> RunFolder::reserve(const fs::path& path) {
   std::error_code error;
   if (fs::exists(path / "config.json", error)) {
     fail("train: ", path.string(), " holds a run already; continue it with --resume ", path.string(),
          ", or choose another --out");
   }
-  make_folder(path);
   std::unique_ptr<RunFolder> run(new RunFolder(path));
+  run->made_ = missing_folders(path);
+  make_folder(path);
   run->lock();
   for (const auto& entry : fs::directory_iterator(path, error)) {
     const std::string name = entry.path().filename();
@@ -108,7 +123,8 @@ std::unique_ptr<RunFolder> RunFolder::create(const fs::path& path, const Json& c
     }
   }
   remove_leftovers(path, ".lineal-");
-  run->set_config(config);
+  if (::access(path.c_str(), W_OK) != 0)
+    fail("train: cannot write into the folder ", path.string(), ": ", reason(errno));
   return run;
 }
 
@@ -121,11 +137,20 @@ std::unique_ptr<RunFolder> RunFolder::open(const fs::path& path) {
   run->lock();
   remove_leftovers(path, ".lineal-");
   remove_leftovers(path / "checkpoints", ".");
-  run->config_ = read_json(path / "config.json");
+  Json config = read_json(path / "config.json");
+  if (!is_run(path)) {
+    fail("train: ", path.string(), " is no run to resume: its config.json has no \"format\": \"", kRunFormat, "\"");
+  }
+  config.erase("format");
+  run->config_ = config;
   return run;
 }
 
 RunFolder::~RunFolder() {
+  if (config_.is_null()) {
+    std::error_code ignored;
+    for (const fs::path& folder : made_) fs::remove(folder, ignored);
+  }
   if (metrics_ >= 0) ::close(metrics_);
   if (lock_ >= 0) ::close(lock_);
 }
@@ -139,8 +164,10 @@ void RunFolder::lock() {
 }
 
 void RunFolder::set_config(const Json& config) {
+  Json marked = {{"format", kRunFormat}};
+  marked.update(config);
+  write_atomic(path_ / "config.json", marked.dump(2) + "\n");
   config_ = config;
-  write_atomic(path_ / "config.json", config.dump(2) + "\n");
 }
 
 Checkpoint RunFolder::save(int64_t step, int64_t keep, int64_t every,
@@ -180,15 +207,7 @@ void RunFolder::add_metrics(const Json& line) {
   const fs::path path = path_ / "metrics.jsonl";
   if (metrics_ < 0) metrics_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
   if (metrics_ < 0) fail("cannot write ", path.string(), ": ", reason(errno));
-  const std::string bytes = line.dump() + "\n";
-  for (size_t done = 0; done < bytes.size();) {
-    const ssize_t count = ::write(metrics_, bytes.data() + done, bytes.size() - done);
-    if (count >= 0) {
-      done += static_cast<size_t>(count);
-    } else if (errno != EINTR) {
-      fail("cannot write ", path.string(), ": ", reason(errno));
-    }
-  }
+  write_all(metrics_, line.dump() + "\n", path);
   ++lines_;
 }
 

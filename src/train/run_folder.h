@@ -10,6 +10,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "core/config.h"
 
@@ -29,7 +30,9 @@ class RunFolder {
   /// Makes the folder with its config.json. Throws Error when it holds a run or anything else already, or cannot be
   /// written.
   static std::unique_ptr<RunFolder> create(const std::filesystem::path& path, const Json& config);
-  /// An existing run; removes what a killed write left. Throws Error for a folder that is no run.
+  /// The same without config.json yet: the folder is a run from set_config on; without it what was made goes again.
+  static std::unique_ptr<RunFolder> reserve(const std::filesystem::path& path);
+  /// An existing run (core/run_mark.h); removes what a killed write left. Throws Error for a folder that is no run.
   static std::unique_ptr<RunFolder> open(const std::filesystem::path& path);
   ~RunFolder();
   RunFolder(const RunFolder&) = delete;
@@ -57,6 +60,7 @@ class RunFolder {
 
   std::filesystem::path path_;
   Json config_;
+  std::vector<std::filesystem::path> made_;  // by reserve, innermost first
   int lock_ = -1, metrics_ = -1;
   int64_t lines_ = 0;
 };

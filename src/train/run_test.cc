@@ -6,6 +6,8 @@
 
 #include "core/error.h"
 #include "core/file.h"
+#include "core/run_mark.h"
+#include "testing/run_content.h"
 #include "testing/temporary_folder.h"
 #include "testing/testing.h"
 #include "testing/throws_error.h"
@@ -55,28 +57,10 @@ bool run_until(RunFolder& folder, int64_t stop_at, const Json& more = Json::obje
   return train(*trainer, folder, elapsed, quiet, [&] { return trainer->steps_done() >= stop_at; });
 }
 
-/// Every file of a run but timings, by name.
-std::map<std::string, std::string> content(const fs::path& run) {
-  std::map<std::string, std::string> files;
-  for (const auto& entry : fs::recursive_directory_iterator(run)) {
-    if (entry.is_regular_file()) files[fs::relative(entry.path(), run)] = read_file(entry.path());
-  }
-  std::istringstream lines(files["metrics.jsonl"]);
-  std::string rest;
-  for (std::string line; std::getline(lines, line);) {
-    Json json = Json::parse(line);
-    json.erase("elapsed");
-    json.erase("tokens_per_second");
-    rest += json.dump() + "\n";
-  }
-  files["metrics.jsonl"] = rest;
-  return files;
-}
-
 TEST(Run, ResumedAtAnyStepEqualsUninterruptedBitForBit) {
   const TemporaryFolder folder;
   run_until(*RunFolder::create(folder / "whole", {{"a", 1}}), 1 << 20);
-  const auto whole = content(folder / "whole");
+  const auto whole = run_content(folder / "whole");
   ASSERT_TRUE(whole.contains("checkpoints/step-7/optimizer.safetensors"));
   ASSERT_TRUE(whole.contains("checkpoints/step-6/model.safetensors"));
   EXPECT_FALSE(whole.contains("checkpoints/step-4/model.safetensors"));  // keep 2
@@ -84,7 +68,7 @@ TEST(Run, ResumedAtAnyStepEqualsUninterruptedBitForBit) {
     const fs::path path = folder / ("cut" + std::to_string(stop));
     EXPECT_FALSE(run_until(*RunFolder::create(path, {{"a", 1}}), stop));
     EXPECT_TRUE(run_until(*RunFolder::open(path), 1 << 20));
-    const auto found = content(path);
+    const auto found = run_content(path);
     for (const auto& [name, bytes] : whole) {
       ASSERT_TRUE(found.contains(name)) << name;
       EXPECT_TRUE(found.at(name) == bytes) << name << " differs after stopping at " << stop;
@@ -104,7 +88,7 @@ TEST(Run, MetricsBeyondTheCheckpointAndLeftoversOfAKilledWriteGo) {
   fs::create_directories(cut / "checkpoints/.step-2.removing");
   std::ofstream(cut / ".lineal-99-0.tmp") << "half";
   EXPECT_TRUE(run_until(*RunFolder::open(cut), 1 << 20));
-  EXPECT_EQ(content(cut), content(whole));
+  EXPECT_EQ(run_content(cut), run_content(whole));
 }
 
 TEST(Run, MetricsHoldWhatWasMeasured) {
@@ -188,6 +172,25 @@ TEST(Run, DamagedCheckpointsAreErrorsThatNameTheFile) {
   EXPECT_TRUE(throws_error([&] { restore(*trainer_of(config_of()), *run); }, {"metrics.jsonl", "1000"}));
   write_atomic(last / "trainer.json", "{\"step\": 2, \"metrics_lines\": -1}");
   EXPECT_TRUE(throws_error([&] { restore(*trainer_of(config_of()), *run); }, {"metrics_lines is -1"}));
+}
+
+TEST(Run, AReservedFolderIsARunOnlyOnceItIsToldSomething) {
+  const TemporaryFolder folder;
+  const fs::path path = folder / "a/b/run";
+  {
+    const auto run = RunFolder::reserve(path);
+    EXPECT_TRUE(throws_error([&] { RunFolder::reserve(path); }, {"another process"}));
+    EXPECT_FALSE(is_run(path));
+  }
+  EXPECT_TRUE(folder.names().empty());
+  fs::create_directories(folder / "mine");
+  RunFolder::reserve(folder / "mine");
+  EXPECT_TRUE(fs::exists(folder / "mine"));
+  RunFolder::reserve(path)->set_config({{"a", 1}});
+  EXPECT_TRUE(is_run(path));
+  EXPECT_EQ(RunFolder::open(path)->config(), Json({{"a", 1}}));
+  write_atomic(path / "config.json", "{\"a\": 1}");
+  EXPECT_TRUE(throws_error([&] { RunFolder::open(path); }, {"no run to resume", "format"}));
 }
 
 }  // namespace
