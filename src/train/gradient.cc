@@ -174,8 +174,13 @@ double sum_loss(const Player& player, const Batch& batch, State& state, const Se
   double sum = 0;
   for (int64_t from = 0; from < batch.length(); from += run.length) {
     const Batch part = batch.slice(from, std::min(from + run.length, batch.length()));
-    const Autocast autocast(run.bfloat16);
-    sum += player.loss(part, state).item<double>() * part.mask.sum(at::kDouble).item<double>();
+    const State start = state;
+    const double loss = [&] {
+      const Autocast autocast(run.bfloat16);
+      return player.loss(part, state).item<double>();
+    }();
+    if (!std::isfinite(loss) && run.not_finite) run.not_finite(part, start, from);
+    sum += loss * part.mask.sum(at::kDouble).item<double>();
   }
   return sum;
 }

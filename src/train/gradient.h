@@ -41,7 +41,7 @@ struct SegmentRun {
 double add_gradient(const Player& player, const LanguageModel& model, const Batch& batch, double count,
                     const SegmentRun& run);
 
-/// The sum of losses where mask is 1, without gradients; `state` becomes the one after the batch.
+/// The sum of losses where mask is 1, without gradients and observe; `state` becomes the one after the batch.
 double sum_loss(const Player& player, const Batch& batch, State& state, const SegmentRun& run);
 
 }  // namespace lineal

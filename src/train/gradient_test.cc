@@ -261,5 +261,90 @@ TEST(Trainer, SaysWhichGradientIsNotFinite) {
   EXPECT_TRUE(at::equal(weight, before));
 }
 
+TEST(Trainer, StepsByTheClippedGradientAtTheSchedulesRate) {
+  const auto model = small_model("ttt_linear");
+  const Batch batch = batch_of(2, 23);
+  Player player = player_of(model);
+  SegmentRun run;
+  run.length = 23;
+  add_gradient(player, *model, batch, batch.mask.sum().item<double>(), run);
+  const auto gradients = take_gradients(player);
+  double square = 0;
+  for (const Tensor& gradient : gradients) square += gradient.square().sum().item<double>();
+  const double norm = std::sqrt(square), most = norm / 7;
+  std::vector<Tensor> expected;
+  for (size_t i = 0; i < gradients.size(); ++i) {
+    const Tensor g = gradients[i] * (most / norm);  // AdamW's first step is g / (|g| + eps)
+    expected.push_back(player.parameters[i].second.detach() - 0.01 * g / (g.abs() + 0.1));
+  }
+  TrainData data;
+  data.batch = [&](int64_t) { return batch; };
+  Trainer trainer(
+      model,
+      small_config(
+          {{"lr", 0.02}, {"schedule", "constant"}, {"warmup", 0.4}, {"eps", 0.1}, {"weight_decay", 0}, {"clip", most}}),
+      data);
+  const StepResult result = trainer.step();
+  EXPECT_EQ(result.lr, 0.01);
+  EXPECT_NEAR(result.grad_norm, norm, 1e-12);
+  for (size_t i = 0; i < expected.size(); ++i) {
+    EXPECT_CLOSE(player.parameters[i].second.detach(), expected[i], 1e-12) << player.parameters[i].first;
+  }
+  EXPECT_EQ(trainer.step().lr, 0.02);
+  EXPECT_EQ(trainer.step().lr, 0.02);
+}
+
+TEST(Trainer, PrecisionAndRecomputeReachTheModel) {
+  const auto losses = [](const char* precision, bool recompute) {
+    at::manual_seed(3);
+    const auto model = small_model("ttt_linear*2", at::kFloat);
+    TrainData data;
+    data.batch = data.validation = [](int64_t) { return batch_of(2, 23); };
+    data.validation_batches = 1;
+    Trainer trainer(model, small_config({{"precision", precision}, {"recompute", recompute}}), data);
+    EXPECT_EQ(model->recompute, recompute);
+    const double validation = trainer.validation_loss();
+    return std::make_pair(trainer.step().loss, validation);
+  };
+  const auto exact = losses("float32", false), again = losses("float32", true), rounded = losses("bfloat16", false);
+  EXPECT_EQ(exact, again);
+  EXPECT_NE(exact.first, rounded.first);
+  EXPECT_NE(exact.second, rounded.second);
+  EXPECT_NEAR(exact.first, rounded.first, 0.02 * exact.first);
+  EXPECT_NEAR(exact.second, rounded.second, 0.02 * exact.second);
+}
+
+TEST(Trainer, ValidationReadsTheFirstBatchesAsOneText) {
+  const auto model = small_model("ttt_linear*2");
+  const Batch all = batch_of(2, 60, false);
+  TrainData data;
+  data.batch = [&](int64_t) { return all; };
+  data.validation = [&](int64_t number) { return all.slice(20 * number, 20 * number + 20); };
+  data.validation_batches = 3;
+  for (const int64_t batches : {0, 1, 2, 3, 9}) {
+    Trainer trainer(model, small_config({{"eval_batches", batches}, {"segment", 7}}), data);
+    const Batch read = all.slice(0, batches == 0 ? 60 : std::min<int64_t>(20 * batches, 60));
+    State state = model->initial_state(2);
+    SegmentRun run;
+    run.length = 60;
+    const double expected = sum_loss(player_of(model), read, state, run) / read.mask.sum().item<double>();
+    EXPECT_NEAR(trainer.validation_loss(), expected, 1e-10) << batches;
+  }
+}
+
+TEST(Trainer, SaysWhereAValidationLossStopsBeingFinite) {
+  const auto model = small_model("identity, ttt_linear, identity");
+  TrainData data;
+  data.batch = data.validation = [](int64_t) { return batch_of(2, 23); };
+  data.validation_batches = 2;
+  Trainer trainer(model, small_config({{"segment", 5}}), data);
+  trainer.step();
+  const at::NoGradGuard no_grad;
+  model->named_parameters()["model.layers.1.seq_modeling_block.o_proj.weight"][3][5].fill_(
+      std::numeric_limits<double>::infinity());
+  EXPECT_TRUE(throws_error([&] { trainer.validation_loss(); },
+                           {"step 1: the validation loss of batch 0 is not finite", "layer 1 (ttt_linear)", "row 0"}));
+}
+
 }  // namespace
 }  // namespace lineal

@@ -37,16 +37,15 @@ Trainer::Trainer(std::shared_ptr<LanguageModel> model, const TrainConfig& config
   model_->recompute = config_.recompute;
 }
 
-SegmentRun Trainer::segment_run(bool measure, StepResult* result) {
+SegmentRun Trainer::segment_run(const std::string& loss) const {
   SegmentRun run;
   run.length = config_.segment_length();
   run.differentiable = config_.carry == "differentiable";
   run.bfloat16 = config_.precision == "bfloat16";
-  if (measure && result) run.observe = [this] { collect_measured(); };
-  run.not_finite = [this](const Batch& segment, const State& start, int64_t from) {
+  run.not_finite = [this, loss](const Batch& segment, const State& start, int64_t from) {
     const Autocast autocast(config_.precision == "bfloat16");
     const std::string found = find_not_finite(*model_, segment, start, from);
-    fail("train: step ", steps_done_ + 1, ": the loss is not finite: ",
+    fail("train: ", loss, " is not finite: ",
          found.empty() ? "the logits still are, for tokens " + text(from, " to ", from + segment.length() - 1) : found);
   };
   return run;
@@ -70,7 +69,8 @@ StepResult Trainer::step(bool measure) {
   result.lr = learning_rate(config_, steps_done_);
   measured_.clear();
   for (const auto& block : model_->blocks()) block->mixer().measure = measure;
-  const SegmentRun run = segment_run(measure, &result);
+  SegmentRun run = segment_run(text("step ", steps_done_ + 1, ": the loss"));
+  if (measure) run.observe = [this] { collect_measured(); };
   int64_t number = steps_done_ * batches_per_step_;
   for (size_t p = 0; p < players_.size(); ++p) {
     const Player& player = players_[p];
@@ -110,12 +110,12 @@ double Trainer::validation_loss() {
   int64_t batches = data_.validation_batches;
   if (config_.eval_batches > 0) batches = std::min(batches, config_.eval_batches);
   if (batches == 0) fail("train: there is no validation part to measure the loss of");
-  const SegmentRun run = segment_run(false, nullptr);
   double sum = 0, count = 0;
   State state;
   for (int64_t i = 0; i < batches; ++i) {
     const Batch batch = data_.validation(i);
     if (i == 0) state = model_->initial_state(batch.size()).detach();
+    const SegmentRun run = segment_run(text("step ", steps_done_, ": the validation loss of batch ", i));
     sum += sum_loss(players_.front(), batch, state, run);
     count += batch.mask.sum(at::kDouble).item<double>();
   }

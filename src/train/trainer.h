@@ -38,7 +38,7 @@ class Trainer {
   /// parameters are then as before the step.
   StepResult step(bool measure = false);
   int64_t steps_done() const { return steps_done_; }
-  /// Nats per token over the first eval_batches of the validation part.
+  /// Nats per token over the first eval_batches of the validation part; one that is not finite is an Error like step's.
   double validation_loss();
 
   LanguageModel& model() { return *model_; }
@@ -51,7 +51,8 @@ class Trainer {
   void load(const std::filesystem::path& dir, int64_t steps_done);
 
  private:
-  SegmentRun segment_run(bool measure, StepResult* result);
+  /// `loss` names it in the error when it is not finite.
+  SegmentRun segment_run(const std::string& loss) const;
   void collect_measured();
 
   std::shared_ptr<LanguageModel> model_;
