@@ -1,9 +1,11 @@
 // lineal train: learns a model from text, or goes on with a run.
 #include <ATen/ATen.h>
+#include <unistd.h>
 
 #include <iomanip>
 #include <iostream>
 
+#include "backbones/model_files.h"
 #include "commands/command.h"
 #include "commands/interrupt.h"
 #include "commands/progress.h"
@@ -15,10 +17,13 @@
 namespace lineal {
 namespace {
 
-/// A bar on a terminal, a line per log step elsewhere, JSON for scripts.
+namespace fs = std::filesystem;
+
+/// A bar on standard error when that is a terminal; on standard output a line per log step, unless it is a terminal
+/// that shows the bar, or JSON for scripts.
 class Console : public Reporter {
  public:
-  explicit Console(bool json) : json_(json), bar_(!json) {}
+  explicit Console(bool json) : json_(json), bar_(!json), lines_(!bar_.shown() || !::isatty(STDOUT_FILENO)) {}
 
   void step(int64_t done, int64_t steps, const StepResult& result, double tokens_per_second) override {
     if (!bar_.shown()) return;
@@ -33,7 +38,7 @@ class Console : public Reporter {
       std::cout << line.dump() << std::endl;
       return;
     }
-    if (bar_.shown() && !line.contains("validation_loss")) return;
+    if (!lines_ && !line.contains("validation_loss")) return;
     bar_.clear();
     std::ostringstream out;
     out << "step " << line["step"] << "  loss " << std::fixed << std::setprecision(4) << line["loss"].get<double>()
@@ -51,20 +56,24 @@ class Console : public Reporter {
  private:
   bool json_;
   ProgressBar bar_;
+  bool lines_;
 };
 
 /// Everything that config.json says of a run.
 struct Plan {
   TrainConfig train;
-  std::vector<std::string> data;
+  std::vector<std::string> data;  // absolute
   std::string text_field = "text";
-  std::string init;  // a model directory to start from; empty: from random parameters
-  Json model;        // LanguageModelConfig::to_json(), when init is empty
-  Json corpus;       // what the data held, so that resuming on other data is refused
+  int64_t threads = 0;           // sums depend on how they are divided among threads
+  std::string init;              // absolute, a model directory to start from; empty: from random parameters
+  std::string init_fingerprint;  // of that model
+  Json model;                    // LanguageModelConfig::to_json()
+  Json corpus;                   // what the data held, so that resuming on other data is refused
 
   Json to_json() const {
-    return {{"train", train.write()}, {"data", data},   {"text_field", text_field},
-            {"init", init},           {"model", model}, {"corpus", corpus}};
+    return {{"train", train.write()}, {"data", data},    {"text_field", text_field},
+            {"threads", threads},     {"init", init},    {"init_fingerprint", init_fingerprint},
+            {"model", model},         {"corpus", corpus}};
   }
 
   static Plan from_json(const Json& json, const std::string& who) {
@@ -73,21 +82,55 @@ struct Plan {
       plan.train.read(json.at("train"), who);
       plan.data = json.at("data").get<std::vector<std::string>>();
       plan.text_field = json.at("text_field").get<std::string>();
+      plan.threads = json.at("threads").get<int64_t>();
       plan.init = json.at("init").get<std::string>();
+      plan.init_fingerprint = json.at("init_fingerprint").get<std::string>();
       plan.model = json.at("model");
       plan.corpus = json.at("corpus");
     } catch (const Json::exception& error) {
       fail(who, ": not the configuration of a run: ", error.what());
     }
+    if (plan.threads < 1 || plan.threads > kMostThreads) {
+      fail(who, ": threads is ", plan.threads, ", expected 1 to ", kMostThreads);
+    }
     return plan;
   }
 };
 
-LoadedModel make_model(const Plan& plan, const std::string& who) {
+/// As config.json keeps it: found from any folder, and text.
+std::string kept_path(const std::string& path) {
+  if (!is_utf8(path))
+    fail("train: the name ", line_of(path), " is not UTF-8, which config.json cannot hold; rename it");
+  return path == "-" ? path : fs::absolute(path).string();
+}
+
+LoadedModel make_model(const Json& json, const std::string& who) {
+  const auto config = LanguageModelConfig::from_json(json, who);
+  std::shared_ptr<Tokenizer> tokenizer;
+  if (!config.tokenizer.empty()) tokenizer = find<TokenizerSpec>(config.tokenizer, who).make();
+  return {std::make_shared<LanguageModel>(config), tokenizer};
+}
+
+/// The model of a run's first step; fills in what the plan does not say of it yet.
+LoadedModel first_model(Plan& plan, const std::string& who) {
   at::manual_seed(static_cast<uint64_t>(plan.train.seed));
-  if (!plan.init.empty()) return load_model(plan.init);
-  const auto config = LanguageModelConfig::from_json(plan.model, who);
-  return {std::make_shared<LanguageModel>(config), find<TokenizerSpec>(config.tokenizer, who).make()};
+  if (plan.init.empty()) return make_model(plan.model, who);
+  const LoadedModel loaded = load_model(plan.init);
+  const std::string found = fingerprint(*loaded.model);
+  if (!plan.init_fingerprint.empty() && found != plan.init_fingerprint) {
+    fail("train: the model ", plan.init,
+         " has changed since the run began, and the run has no checkpoint yet; start it ", "again in another --out");
+  }
+  plan.init_fingerprint = found;
+  plan.model = loaded.model->config().to_json();
+  return loaded;
+}
+
+/// The model of a run that goes on; its parameters come with the checkpoint, if there is one.
+LoadedModel resumed_model(Plan& plan, const RunFolder& folder) {
+  const auto checkpoint = folder.newest();
+  if (!checkpoint) return first_model(plan, (folder.path() / "config.json").string());
+  return make_model(read_model_config(checkpoint->path), (checkpoint->path / "config.json").string());
 }
 
 /// Training and validation batches, and what they were cut from.
@@ -97,11 +140,17 @@ struct Text {
   std::string uncached;  // why its tokens are in memory, see TokenStore
 };
 
-Text open_text(const Plan& plan, const LoadedModel& loaded) {
+Text open_text(const Plan& plan, const LoadedModel& loaded, bool show_progress) {
   const std::string& tokenizer = loaded.model->config().tokenizer;
   TokenStoreOptions options;
   options.text.text_field = plan.text_field;
+  ProgressBar bar(show_progress);
+  options.progress = [&bar](int64_t read, int64_t total) {
+    bar.draw(static_cast<double>(read), static_cast<double>(total),
+             text("reading text: ", short_number(static_cast<double>(read)), " bytes"));
+  };
   const auto store = TokenStore::open(plan.data, tokenizer_of(loaded, "train"), tokenizer, options);
+  bar.clear();
   const TrainConfig& config = plan.train;
   const auto seed = static_cast<uint64_t>(config.seed);
   const Split parts = split(store, config.validation, seed);
@@ -115,8 +164,10 @@ Text open_text(const Plan& plan, const LoadedModel& loaded) {
     data.validation = [validation](int64_t number) { return validation->at(number); };
     data.validation_batches = validation->steps();
   }
-  const Json corpus = {
-      {"tokens", store->size()}, {"documents", store->documents()}, {"train_tokens", parts.train.tokens()}};
+  const Json corpus = {{"tokens", store->size()},
+                       {"documents", store->documents()},
+                       {"fingerprint", store->fingerprint()},
+                       {"train_tokens", parts.train.tokens()}};
   return {data, corpus, store->uncached()};
 }
 
@@ -125,7 +176,7 @@ void print_start(const LoadedModel& loaded, const Text& text) {
   if (!text.uncached.empty()) std::cerr << "tokens are kept in memory: " << text.uncached << "\n";
   std::cerr << "model: " << short_number(static_cast<double>(loaded.model->parameter_count()))
             << " parameters; text: " << short_number(train_tokens) << " tokens to learn from, "
-            << short_number(tokens - train_tokens) << " to validate on\n";
+            << short_number(tokens - train_tokens) << " to validate on; " << at::get_num_threads() << " threads\n";
 }
 
 int run(const std::vector<std::string>& args) {
@@ -172,10 +223,14 @@ int run(const std::vector<std::string>& args) {
     const int64_t steps = plan.train.steps;
     plan = Plan::from_json(folder->config(), (folder->path() / "config.json").string());
     if (app.get_option("--steps")->count() > 0) plan.train.steps = steps;
+    if (app.get_option("--threads")->count() == 0) at::set_num_threads(static_cast<int>(plan.threads));
   } else {
     if (out.empty()) fail("train: no folder for the run, expected --out runs/NAME (or --resume runs/NAME)");
     if (plan.data.empty()) fail("train: no text to learn from, expected files or folders before --out");
+    if (!is_utf8(plan.text_field)) fail("train: --text-field is ", line_of(plan.text_field), ", expected UTF-8");
+    for (std::string& path : plan.data) path = kept_path(path);
     if (!plan.init.empty()) {
+      plan.init = kept_path(plan.init);
       for (size_t i = before_model; i < after_model; ++i) {
         if (options[i]->count() > 0)
           fail("train: ", options[i]->get_name(), " does not go with --init, whose model has it");
@@ -189,27 +244,25 @@ int run(const std::vector<std::string>& args) {
       plan.model = model.to_json();
     }
     plan.train.validate("train");
+    folder = RunFolder::reserve(out);
   }
+  plan.threads = at::get_num_threads();
 
-  const LoadedModel loaded = make_model(plan, folder ? (folder->path() / "config.json").string() : "train");
-  const Text text = open_text(plan, loaded);
+  const LoadedModel loaded = resume.empty() ? first_model(plan, "train") : resumed_model(plan, *folder);
+  const Text text = open_text(plan, loaded, !json);
   Trainer trainer(loaded.model, plan.train, text.batches);
-  if (folder && plan.corpus != text.corpus) {
+  if (!resume.empty() && plan.corpus != text.corpus) {
     fail("train: the text has changed since ", resume, " began: ", text.corpus.dump(), ", expected ",
          plan.corpus.dump());
   }
   catch_interrupts("\nfinishing this step and saving; once more to quit at once\n");
   plan.corpus = text.corpus;
-  if (!folder) {
-    folder = RunFolder::create(out, plan.to_json());
-  } else if (plan.to_json() != folder->config()) {
-    folder->set_config(plan.to_json());
-  }
   const double elapsed = restore(trainer, *folder);
   if (trainer.steps_done() >= plan.train.steps) {
     fail("train: ", folder->path().string(), " has made ", trainer.steps_done(), " of ", plan.train.steps,
          " steps; --steps ", trainer.steps_done() * 2, " would go on");
   }
+  if (plan.to_json() != folder->config()) folder->set_config(plan.to_json());
 
   if (!json) print_start(loaded, text);
   bool done = false;

@@ -1,4 +1,6 @@
 // lineal train as a user meets it: mistakes, interruptions, kills, full disks.
+#include <fcntl.h>
+#include <stdlib.h>
 #include <sys/mount.h>
 
 #include <chrono>
@@ -10,6 +12,7 @@
 #include "core/config.h"
 #include "testing/gzip_of.h"
 #include "testing/program.h"
+#include "testing/run_content.h"
 
 namespace lineal {
 namespace {
@@ -66,24 +69,6 @@ class TrainProgram : public ::testing::Test {
 
   TemporaryFolder folder_;
 };
-
-/// Every file of a run but timings, by name.
-std::map<std::string, std::string> content(const fs::path& run) {
-  std::map<std::string, std::string> files;
-  for (const auto& entry : fs::recursive_directory_iterator(run)) {
-    if (entry.is_regular_file()) files[fs::relative(entry.path(), run)] = read_file(entry.path());
-  }
-  std::istringstream lines(files["metrics.jsonl"]);
-  std::string rest;
-  for (std::string line; std::getline(lines, line);) {
-    Json json = Json::parse(line);
-    json.erase("elapsed");
-    json.erase("tokens_per_second");
-    rest += json.dump() + "\n";
-  }
-  files["metrics.jsonl"] = rest;
-  return files;
-}
 
 TEST_F(TrainProgram, MistakesEndInOneLineAndLeaveNothing) {
   const std::string text = folder_ / "text.txt", out = folder_ / "run";
@@ -209,8 +194,13 @@ TEST_F(TrainProgram, ARunIsNotStartedTwiceAndGoesOnWithMoreSteps) {
   EXPECT_TRUE(refused(resume("run"), {"has made 2 of 2 steps"}));
   EXPECT_EQ(resume("run", {"--steps", "3", "--json"}).code, 0);
   EXPECT_TRUE(fs::exists(checkpoint("run", 3) / "model.safetensors"));
-  std::ofstream(folder_ / "text.txt", std::ios::app) << "one more line";
+  const std::string told = read_file(folder_ / "run" / "config.json"), text = read_file(folder_ / "text.txt");
+  EXPECT_TRUE(refused(resume("run", {"--steps", "1"}), {"has made 3 of 1 steps"}));
+  write_atomic(folder_ / "text.txt", text + "one more line");
   EXPECT_TRUE(refused(resume("run", {"--steps", "4", "--json"}), {"the text has changed"}));
+  write_atomic(folder_ / "text.txt", "L" + text.substr(1));  // as long as before
+  EXPECT_TRUE(refused(resume("run", {"--steps", "4", "--json"}), {"the text has changed"}));
+  EXPECT_EQ(read_file(folder_ / "run" / "config.json"), told);
 }
 
 TEST_F(TrainProgram, StartsFromAModel) {
@@ -225,40 +215,158 @@ TEST_F(TrainProgram, StartsFromAModel) {
   ASSERT_EQ(run(args).code, 0);
   EXPECT_EQ(read_file(checkpoint("next", 1) / "model.safetensors"),
             read_file(checkpoint("run", 2) / "model.safetensors"));
+  // From its first checkpoint on a run needs the model it began with no more.
+  const std::string model = read_file(checkpoint("next", 1) / "model.safetensors");
+  fs::remove_all(folder_ / "run");
+  EXPECT_EQ(resume("next", {"--steps", "2"}).code, 0);
+  EXPECT_EQ(read_file(checkpoint("next", 2) / "model.safetensors"), model);
 }
 
-TEST_F(TrainProgram, JsonLinesAreTheMetrics) {
-  const auto result = run(tiny("run", {"--steps", "4", "--log-every", "2", "--json"}));
-  ASSERT_EQ(result.code, 0) << result.err;
-  EXPECT_EQ(result.err, "");
-  EXPECT_EQ(result.out, read_file(folder_ / "run" / "metrics.jsonl"));
-  EXPECT_EQ(std::count(result.out.begin(), result.out.end(), '\n'), 2);
+TEST_F(TrainProgram, AnInitialModelThatChangedBeforeTheFirstCheckpointIsRefused) {
+  ASSERT_EQ(run(tiny("first", {"--steps", "1"})).code, 0);
+  const Args args = {"train",   folder_ / "text.txt",
+                     "--out",   folder_ / "run",
+                     "--init",  folder_ / "first",
+                     "--steps", "1",
+                     "-c",      "37",
+                     "-t",      "1"};
+  ASSERT_EQ(run(args).code, 0);
+  const auto whole = run_content(folder_ / "run");
+  fs::remove_all(folder_ / "run" / "checkpoints");  // as if killed before
+  ASSERT_EQ(resume("run").code, 0);
+  EXPECT_EQ(run_content(folder_ / "run"), whole);
+  fs::remove_all(folder_ / "run" / "checkpoints");
+  ASSERT_EQ(resume("first", {"--steps", "4"}).code, 0);
+  EXPECT_TRUE(refused(resume("run"), {(folder_ / "first").string() + " has changed", "no checkpoint yet"}));
 }
 
-TEST_F(TrainProgram, DamagedRunsAreRefusedInOneLine) {
-  ASSERT_EQ(run(tiny("run", {"--steps", "2"})).code, 0);
-  const fs::path last = checkpoint("run", 2);
-  for (const fs::path& file : {last / "model.safetensors", last / "optimizer.safetensors", last / "trainer.json",
-                               folder_ / "run" / "config.json"}) {
-    const std::string whole = read_file(file);
-    write_atomic(file, whole.substr(0, whole.size() / 2));
-    EXPECT_TRUE(refused(resume("run", {"--steps", "3", "--json"}), {file.string()}));
-    write_atomic(file, whole);
+TEST_F(TrainProgram, PathsAreKeptSoThatAnyFolderWillDo) {
+  const fs::path before = fs::current_path();
+  fs::current_path(folder_.path());
+  Args args = tiny("first", {"--steps", "1"});
+  args[1] = "text.txt";
+  ASSERT_EQ(run(args).code, 0);
+  ASSERT_EQ(run({"train", "text.txt", "--out", "run", "--init", "first", "--steps", "1", "-c", "37", "-t", "1"}).code,
+            0);
+  fs::remove_all(folder_ / "run" / "checkpoints");
+  fs::current_path(before);
+  const auto result = resume("run", {"--steps", "2"});
+  EXPECT_EQ(result.code, 0) << result.err;
+}
+
+TEST_F(TrainProgram, RunsInTheFolderOfTheTextAreNoText) {
+  fs::create_directory(folder_ / "data");
+  fs::copy(folder_ / "text.txt", folder_ / "data" / "text.txt");
+  Args args = tiny("data/runs/a", {"--steps", "2", "--log-every", "1"});
+  args[1] = folder_ / "data";
+  ASSERT_EQ(run(args).code, 0);
+  const auto result = resume("data/runs/a", {"--steps", "3"});
+  EXPECT_EQ(result.code, 0) << result.err;
+}
+
+TEST_F(TrainProgram, GoesOnWithAsManyThreadsAsItBeganWith) {
+  ASSERT_EQ(run(tiny("run", {"--steps", "1", "-t", "3"})).code, 0);
+  const auto threads = [&](const Args& more) {
+    Args args = {"train", "--resume", folder_ / "run"};
+    args.insert(args.end(), more.begin(), more.end());
+    const auto result = run(args);
+    EXPECT_EQ(result.code, 0);
+    const auto end = result.err.find(" threads\n");
+    return end == std::string::npos ? result.err : result.err.substr(end - 3, 3);
+  };
+  EXPECT_EQ(threads({"--steps", "2"}), "; 3");
+  EXPECT_EQ(threads({"--steps", "3", "-t", "5"}), "; 5");
+  EXPECT_EQ(threads({"--steps", "4"}), "; 5");
+}
+
+TEST_F(TrainProgram, TheSeedDecidesTheParametersAndTheOrderOfTheText) {
+  const auto begun = [&](const std::string& name, const std::string& seed) {
+    EXPECT_EQ(run(tiny(name, {"--steps", "1", "--lr", "0", "--seed", seed})).code, 0);
+    return read_file(checkpoint(name, 1) / "model.safetensors");
+  };
+  const std::string one = begun("a", "1");
+  EXPECT_EQ(begun("b", "1"), one);
+  EXPECT_NE(begun("c", "2"), one);
+  const auto loss = [&](const std::string& name, const std::string& seed) {
+    const auto result = run({"train", folder_ / "text.txt", "--out", folder_ / name, "--init", folder_ / "a", "--steps",
+                             "1", "--lr", "0", "-c", "37", "-t", "1", "--json", "--seed", seed});
+    EXPECT_EQ(result.code, 0) << result.err;
+    return Json::parse(result.out)["loss"].get<double>();
+  };
+  const double of_one = loss("d", "1");
+  EXPECT_EQ(loss("e", "1"), of_one);
+  EXPECT_NE(loss("f", "2"), of_one);
+}
+
+TEST_F(TrainProgram, TakesTheFieldOfJsonLinesThatIsNamed) {
+  std::ofstream lines(folder_ / "text.jsonl");
+  for (int i = 0; i < 40; ++i) lines << "{\"text\": \"short\", \"body\": \"a body of text number " << 10 + i << "\"}\n";
+  lines.close();
+  Args args = tiny("run", {"--steps", "1", "--text-field", "body", "--validation", "0"});
+  args[1] = folder_ / "text.jsonl";
+  ASSERT_EQ(run(args).code, 0);
+  EXPECT_EQ(Json::parse(read_file(folder_ / "run" / "config.json"))["corpus"]["tokens"], 40 * 24);
+}
+
+TEST_F(TrainProgram, TheFolderOfTheRunIsCheckedBeforeTheTextIsRead) {
+  ASSERT_EQ(run(tiny("run", {"--steps", "1"})).code, 0);
+  std::ofstream(folder_ / "bad.jsonl") << "no JSON";
+  const auto into = [&](const std::string& out) {
+    Args args = tiny(out, {"--steps", "1"});
+    args[1] = folder_ / "bad.jsonl";
+    return run(args);
+  };
+  EXPECT_TRUE(refused(into("run"), {"holds a run already"}));
+  EXPECT_TRUE(refused(into("text.txt/run"), {"cannot make the folder"}));
+  EXPECT_TRUE(refused(into("new/run"), {"bad.jsonl: line 1"}));
+  EXPECT_FALSE(fs::exists(folder_ / "new"));
+}
+
+TEST_F(TrainProgram, NamesThatAreNotUtf8AreRefusedInOneLine) {
+  const std::string name = folder_ / "te\xffxt.txt";
+  fs::copy(folder_ / "text.txt", name);
+  Args args = tiny("run", {"--steps", "1"});
+  args[1] = name;
+  EXPECT_TRUE(refused(run(args), {"te\xef\xbf\xbdxt.txt", "not UTF-8", "rename it"}));
+  const std::vector<std::pair<std::string, std::string>> flags = {
+      {"--text-field", "--text-field is"}, {"--lr-scale", "lr_scale is"},  {"--carry", "carry is"}, {"--lr", "lr is"},
+      {"--tokenizer", "tokenizer is"},     {"--objective", "objective is"}};
+  for (const auto& [flag, part] : flags) {
+    EXPECT_TRUE(refused(run(tiny("run", {flag, "a\xff"})), {part + " ", "\xef\xbf\xbd"})) << flag;
   }
+  EXPECT_TRUE(refused(run({"train", folder_ / "text.txt", "--out", folder_ / "run", "--init", "\xff"}), {"not UTF-8"}));
+  EXPECT_FALSE(fs::exists(folder_ / "run"));
 }
 
-TEST_F(TrainProgram, InterruptedFinishesTheStepSavesAndTellsHowToGoOn) {
-  Program program(tiny("run", {"--steps", "1000000", "--save-every", "1000000"}), folder_.path());
-  ASSERT_TRUE(wait_for(program, [&] { return fs::exists(folder_ / "run" / "metrics.jsonl"); }));
-  program.signal(SIGINT);
-  const auto result = program.wait();
-  EXPECT_EQ(result.code, 130) << result.err;
-  EXPECT_NE(result.err.find("lineal train --resume " + (folder_ / "run").string()), std::string::npos) << result.err;
-  const auto names = fs::directory_iterator(folder_ / "run" / "checkpoints");
-  ASSERT_NE(names, fs::directory_iterator());
-  const std::string step = names->path().filename().string().substr(5);
-  EXPECT_GE(std::stoll(step), 10);
-  EXPECT_EQ(resume("run", {"--steps", std::to_string(std::stoll(step) + 1)}).code, 0);
+TEST_F(TrainProgram, LinesGoToStandardOutputWhateverStandardErrorIs) {
+  const Args flags = {"--steps", "4", "--log-every", "1", "--validation", "0"};
+  const auto piped = run_program(tiny("a", flags), folder_.path(), {.terminal = true});
+  ASSERT_EQ(piped.code, 0) << piped.err;
+  EXPECT_EQ(std::count(piped.out.begin(), piped.out.end(), '\n'), 4) << piped.out;
+  EXPECT_NE(piped.err.find("4/4"), std::string::npos) << piped.err;
+
+  const int terminal = ::posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
+  ASSERT_EQ(::grantpt(terminal) + ::unlockpt(terminal), 0);
+  const std::string name = ::ptsname(terminal);
+  const int held =
+      ::open(name.c_str(), O_RDWR | O_NOCTTY | O_CLOEXEC);  // or what was written would go with the program
+  const auto shown = run_program(tiny("b", flags), folder_.path(), {.out = name, .terminal = true});
+  ASSERT_EQ(shown.code, 0) << shown.err;
+  EXPECT_NE(shown.err.find("4/4"), std::string::npos) << shown.err;
+  ASSERT_EQ(::fcntl(terminal, F_SETFL, O_NONBLOCK), 0);
+  std::string lines(1 << 12, '\0');
+  EXPECT_EQ(::read(terminal, lines.data(), lines.size()), -1) << lines;
+  ::close(held);
+  ::close(terminal);
+}
+
+TEST_F(TrainProgram, ReadingALongTextShowsOnATerminal) {
+  std::ofstream(folder_ / "long.txt") << std::string(5'000'000, 'x');
+  Args args = tiny("run", {"--steps", "1", "--validation", "0"});
+  args[1] = folder_ / "long.txt";
+  const auto result = run_program(args, folder_.path(), {.terminal = true});
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_NE(result.err.find("reading text: 1."), std::string::npos) << result.err;
 }
 
 TEST_F(TrainProgram, InterruptedTwiceEndsAtOnce) {
@@ -310,7 +418,7 @@ TEST_F(TrainProgram, KilledTwentyTimesEqualsUninterruptedBitForBit) {
   EXPECT_GT(kills_after_progress, 0);
   const auto end = fs::exists(cut / "config.json") ? resume("cut") : run(tiny("cut", flags));
   ASSERT_EQ(end.code, 0) << end.err;
-  const auto whole = content(folder_ / "whole"), found = content(cut);
+  const auto whole = run_content(folder_ / "whole"), found = run_content(cut);
   ASSERT_TRUE(whole.contains("checkpoints/step-60/optimizer.safetensors"));
   for (const auto& [name, bytes] : whole) {
     ASSERT_TRUE(found.contains(name)) << name;
