@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "core/safetensors.h"
+#include "testing/throws_error.h"
 
 namespace lineal {
 
@@ -52,16 +53,8 @@ template <Difference compare>
 #define EXPECT_CLOSE_RMS(actual, expected, tolerance) \
   EXPECT_PRED_FORMAT3(::lineal::expect_close<::lineal::rms_difference>, actual, expected, tolerance)
 
-/// Fails unless `statement` throws lineal::Error whose message contains `part`.
-#define EXPECT_ERROR(statement, part)                                                                \
-  do {                                                                                               \
-    try {                                                                                            \
-      statement;                                                                                     \
-      ADD_FAILURE() << #statement << " threw nothing, expected an Error with '" << (part) << "'";    \
-    } catch (const ::lineal::Error& error) {                                                         \
-      EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << "got: " << error.what(); \
-    }                                                                                                \
-  } while (false)
+/// throws_error for one statement and one part.
+#define EXPECT_ERROR(statement, part) EXPECT_TRUE(::lineal::throws_error([&] { statement; }, {part}))
 
 using TensorsFunction = std::function<std::vector<Tensor>(const std::vector<Tensor>&)>;
 
