@@ -13,3 +13,4 @@ configure_package_config_file(cmake/lineal-config.cmake.in ${PROJECT_BINARY_DIR}
 write_basic_package_version_file(${PROJECT_BINARY_DIR}/lineal-config-version.cmake COMPATIBILITY SameMinorVersion)
 install(FILES ${PROJECT_BINARY_DIR}/lineal-config.cmake ${PROJECT_BINARY_DIR}/lineal-config-version.cmake
               cmake/LibTorch.cmake DESTINATION ${package})
+install(PROGRAMS cmake/find_torch.sh DESTINATION ${package})

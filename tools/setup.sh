@@ -8,17 +8,6 @@ packages=(g++ cmake ninja-build ccache mold python3 python3-venv python3-pip zli
           libcli11-dev libgtest-dev clang-format)
 torch=2.13.0
 
-# The folder of a torch package that fits, as this python sees it; without importing it.
-fits() {
-  "$1" - <<'PYTHON' 2>/dev/null
-import importlib.util, os, re
-spec = importlib.util.find_spec("torch")
-folder = os.path.dirname(spec.origin)
-major, minor = re.search(r"__version__ = '(\d+)\.(\d+)", open(folder + "/version.py").read()).groups()
-assert (2, 11) <= (int(major), int(minor)) <= (2, 13) and os.path.exists(folder + "/include/ATen/ATen.h")
-PYTHON
-}
-
 install_packages() {
   local missing=() package sudo=()
   for package in "${packages[@]}"; do
@@ -44,7 +33,7 @@ if command -v dpkg-query >/dev/null; then
   install_packages
 fi  # elsewhere CMake names what it does not find
 
-if ! fits .venv/bin/python && ! fits python3; then
+if ! cmake/find_torch.sh .venv/bin/python python3 >/dev/null; then
   echo "setup: installing PyTorch $torch into .venv"
   [[ -x .venv/bin/python ]] || python3 -m venv .venv
   .venv/bin/python -m pip install -qq --disable-pip-version-check "torch==$torch" numpy
