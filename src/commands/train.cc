@@ -104,17 +104,17 @@ std::string kept_path(const std::string& path) {
   return path == "-" ? path : fs::absolute(path).string();
 }
 
-LoadedModel make_model(const Json& json, const std::string& who) {
+LoadedModel make_model(const Json& json, Parameters parameters, const std::string& who) {
   const auto config = LanguageModelConfig::from_json(json, who);
   std::shared_ptr<Tokenizer> tokenizer;
   if (!config.tokenizer.empty()) tokenizer = find<TokenizerSpec>(config.tokenizer, who).make();
-  return {std::make_shared<LanguageModel>(config), tokenizer};
+  return {std::make_shared<LanguageModel>(config, parameters), tokenizer};
 }
 
 /// The model of a run's first step; fills in what the plan does not say of it yet.
 LoadedModel first_model(Plan& plan, const std::string& who) {
   at::manual_seed(static_cast<uint64_t>(plan.train.seed));
-  if (plan.init.empty()) return make_model(plan.model, who);
+  if (plan.init.empty()) return make_model(plan.model, Parameters::random, who);
   const LoadedModel loaded = load_model(plan.init);
   const std::string found = fingerprint(*loaded.model);
   if (!plan.init_fingerprint.empty() && found != plan.init_fingerprint) {
@@ -130,7 +130,8 @@ LoadedModel first_model(Plan& plan, const std::string& who) {
 LoadedModel resumed_model(Plan& plan, const RunFolder& folder) {
   const auto checkpoint = folder.newest();
   if (!checkpoint) return first_model(plan, (folder.path() / "config.json").string());
-  return make_model(read_model_config(checkpoint->path), (checkpoint->path / "config.json").string());
+  return make_model(read_model_config(checkpoint->path), Parameters::empty,
+                    (checkpoint->path / "config.json").string());
 }
 
 /// Training and validation batches, and what they were cut from.
