@@ -26,6 +26,13 @@ TEST(Errors, SuggestTheNearestName) {
                "train: unknown mixer 'ttt_mpl'; did you mean 'ttt_mlp'? (known: attention, ttt_linear, ttt_mlp)");
 }
 
+TEST(Errors, OfALongListOnlyTheFirst) {
+  std::vector<std::string> known;
+  for (int i = 0; i < 1000; ++i) known.push_back(text("name", i));
+  EXPECT_ERROR(fail_unknown("who", "what", "nmae7", known), "(known: name0, name1, ");
+  EXPECT_ERROR(fail_unknown("who", "what", "nmae7", known), ", ..., 1000 in all)");
+}
+
 TEST(DimsCheck, NamesTheTensorAndBothShapes) {
   Dims dims("delta_rule");
   dims.check(at::zeros({2, 3, 5, 7}), "BTHK", "q");

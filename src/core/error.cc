@@ -38,8 +38,15 @@ std::string nearest(std::string_view name, const std::vector<std::string>& candi
 
 void fail_unknown(std::string_view who, std::string_view what, std::string_view name,
                   const std::vector<std::string>& candidates) {
+  constexpr size_t kMost = 400;  // characters
   std::string known;
-  for (const auto& candidate : candidates) known += (known.empty() ? "" : ", ") + candidate;
+  for (const auto& candidate : candidates) {
+    if (known.size() + candidate.size() > kMost) {
+      known += text(", ..., ", candidates.size(), " in all");
+      break;
+    }
+    known += (known.empty() ? "" : ", ") + candidate;
+  }
   const std::string near = nearest(name, candidates);
   fail(who, who.empty() ? "" : ": ", "unknown ", what, " '", name, "'",
        near.empty() ? "" : "; did you mean '" + near + "'?", " (known: ", known, ")");

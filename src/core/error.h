@@ -35,7 +35,7 @@ std::string reason(int error);
 /// or would change all of it.
 std::string nearest(std::string_view name, const std::vector<std::string>& candidates);
 
-/// Throws "who: unknown what 'name'; did you mean 'nearest'? (known: a, b, c)".
+/// Throws "who: unknown what 'name'; did you mean 'nearest'? (known: a, b, c)"; of a long list the first.
 [[noreturn]] void fail_unknown(std::string_view who, std::string_view what, std::string_view name,
                                const std::vector<std::string>& candidates);
 
