@@ -138,8 +138,6 @@ TEST_F(TrainProgram, ShowsProgressOnATerminal) {
   for (const char* part : {"] 1/7  loss ", "[========================] 7/7  loss ", " tokens/s", "saved "}) {
     EXPECT_NE(result.err.find(part), std::string::npos) << part << " in " << result.err;
   }
-  EXPECT_EQ(result.out.find("step 2"), std::string::npos) << "the bar says it";
-  EXPECT_NE(result.out.find("step 7"), std::string::npos) << "validation is a line";
   const ProgramResult pipe = run(tiny("pipe", {"--steps", "7", "--log-every", "2"}));
   EXPECT_EQ(pipe.err.find("7/7"), std::string::npos) << pipe.err;
   EXPECT_NE(pipe.out.find("step 2"), std::string::npos);
