@@ -25,7 +25,7 @@ format: setup
 	@tools/check_format.sh
 
 demo: all
-	@runs/demo.sh $(DATA)
+	@runs/demo.sh "$(DATA)"
 
 clean:
 	rm -rf $(BUILD)

@@ -5,6 +5,7 @@
     demo.py compare TEXT EVAL.json
     demo.py plot EVAL.json CONTEXT PICTURE.png
 """
+import gzip
 import hashlib
 import json
 import lzma
@@ -28,37 +29,52 @@ def library():
     return sorted(found, key=lambda item: hashlib.sha256(str(item[0]).encode()).hexdigest())
 
 
-def write(folder, part, name, text, total):
-    (folder / part).mkdir(parents=True, exist_ok=True)
-    (folder / part / "_".join(name.parts)).write_bytes(text)
-    total[part] += len(text)
+def read(path):
+    try:
+        text = path.read_bytes()
+        return gzip.decompress(text) if path.suffix == ".gz" else text
+    except (OSError, EOFError) as error:
+        sys.exit(f"demo: {path}: {error}")
+
+
+def given(data):
+    """Files of text below a path, hidden ones aside."""
+    root = pathlib.Path(data)
+    paths = sorted(root.rglob("*")) if root.is_dir() else [root]
+    texts = [(path, read(path)) for path in paths
+             if path.is_file() and not any(part.startswith(".") for part in path.relative_to(root).parts)]
+    return [(path, text) for path, text in texts if len(text) >= 64 and b"\0" not in text[:8192]]
 
 
 def gather(folder, data):
-    total = {"train": 0, "validation": 0}
+    parts = {"train": [], "validation": []}  # of (name, text)
+    size = {"train": 0, "validation": 0}
+
+    def add(part, path, text):
+        parts[part].append((path.name, text))
+        size[part] += len(text)
+
     if data:
-        root = pathlib.Path(data)
-        paths = sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]
-        for path in paths:  # the last fifteenth of every file is for validation
-            text = path.read_bytes()
-            name = path.relative_to(root) if root.is_dir() else pathlib.Path(path.name)
-            if b"\0" in text[:8192] or len(text) < 64 or any(p.startswith(".") for p in name.parts):
-                continue
-            cut = len(text) - len(text) // 15
-            write(folder, "train", name, text[:cut], total)
-            write(folder, "validation", name, text[cut:], total)
+        texts = given(data)
+        aside = min(1 / 15, VALIDATION_BYTES / max(1, sum(len(text) for _, text in texts)))
+        for path, text in texts:  # the end of every file is for validation
+            cut = len(text) - int(len(text) * aside)
+            add("train", path, text[:cut])
+            add("validation", path, text[cut:])
     else:
         for name, path in library():
             text = path.read_bytes()
             # Validation: long enough to ask for losses far into a document.
-            part = "validation" if 16_000 <= len(text) <= 64_000 and total["validation"] < VALIDATION_BYTES else "train"
-            if text and total[part] < {"train": TRAIN_BYTES, "validation": VALIDATION_BYTES}[part]:
-                write(folder, part, name, text, total)
-    if not all(total.values()):
+            part = "validation" if 16_000 <= len(text) <= 64_000 and size["validation"] < VALIDATION_BYTES else "train"
+            if text and size[part] < {"train": TRAIN_BYTES, "validation": VALIDATION_BYTES}[part]:
+                add(part, path, text)
+    if not all(size.values()):
         sys.exit(f"demo: no text in {data}; expected a file or a folder of text")
-    for part, size in total.items():
-        count = len(list((folder / part).iterdir()))
-        print(f"{part}: {count} files, {size:,} bytes of {data or 'the Python library'}")
+    for part, files in parts.items():
+        (folder / part).mkdir(parents=True)
+        for number, (name, text) in enumerate(files):
+            (folder / part / f"{number:03d}_{name.removesuffix('.gz')}").write_bytes(text)
+        print(f"{part}: {len(files)} files, {size[part]:,} bytes of {data or 'the Python library'}")
 
 
 def compare(path, result):
@@ -75,7 +91,9 @@ def plot(result, context, picture):
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    buckets = result["positions"]
+    # As far as a third of the documents go.
+    buckets = [p for p in result["positions"]
+               if 3 * p["tokens"] >= result["documents"] * (p["end"] - p["begin"])]
     positions = [(p["begin"] + p["end"]) / 2 for p in buckets]
     losses = [p["nats_per_token"] / math.log(2) for p in buckets]  # a token is a byte
     figure, axes = pyplot.subplots(figsize=(7, 3.4), layout="constrained")
@@ -85,7 +103,7 @@ def plot(result, context, picture):
     axes.set_xscale("log", base=2)
     axes.set_xlabel("bytes read of the document")
     axes.set_ylabel("bits per byte")
-    axes.set_title("TTT-Linear: loss by position in the document, out to 16 times the training length", fontsize=10)
+    axes.set_title(f"TTT-Linear: loss by position, out to {buckets[-1]['end'] // context} times the training length", fontsize=10)
     axes.grid(alpha=0.25)
     figure.savefig(picture, dpi=110)
     print("bits per byte by position")

@@ -7,8 +7,9 @@ cd "$(dirname "$0")/.."
 lineal=build/lineal
 out=runs/demo
 context=512
-seconds=${DEMO_SECONDS:-180}  # of training
-model=(--layers 'ttt_linear*5' --hidden-size 128 --intermediate-size 352)
+batch=2  # small: on few tokens, more steps learn more than larger batches
+seconds=${DEMO_SECONDS:-240}  # of training
+model=(--layers 'ttt_linear*5' --hidden-size 128 --intermediate-size 352 --pre-conv true)
 say() { printf '\n== %s\n' "$1"; }
 
 rm -rf "$out"
@@ -24,18 +25,16 @@ fi
 say "text"
 "$python" runs/demo.py gather "$out/text" "${1:-}"
 
-steps=$("$lineal" bench model "${model[@]}" --batch-size 8 --context "$context" --steps 4 --json |
+steps=$("$lineal" bench model "${model[@]}" --batch-size "$batch" --context "$context" --steps 8 --json |
   "$python" runs/demo.py steps "$seconds")
 say "training: $steps steps, about $seconds s on this machine"
-"$lineal" train "$out/text/train" -o "$out/run" "${model[@]}" -c "$context" --batch-size 8 --steps "$steps" \
+"$lineal" train "$out/text/train" -o "$out/run" "${model[@]}" -c "$context" --batch-size "$batch" --steps "$steps" \
   --lr 2e-3 --min-lr 2e-4 --validation 0 --log-every $((steps / 8 + 1)) --save-every "$steps"
 
 say "loss"
 "$lineal" eval -m "$out/run" "$out/text/validation" --json >"$out/eval.json"
 "$python" runs/demo.py compare "$out/text/validation" "$out/eval.json"
-"$lineal" eval -m "$out/run" "$out/text/validation" --max-context $((16 * context)) --buckets 64 --json \
-  >"$out/positions.json"
-"$python" runs/demo.py plot "$out/positions.json" "$context" "$out/loss_by_position.png"
+"$python" runs/demo.py plot "$out/eval.json" "$context" "$out/loss_by_position.png"
 
 say "a sample"
 "$lineal" generate -m "$out/run" -p 'def ' -n 300 --temp 0.7 -s 1
