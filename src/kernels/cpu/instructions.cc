@@ -1,0 +1,32 @@
+#include "kernels/cpu/instructions.h"
+
+#include <hwy/highway.h>
+
+#include <algorithm>
+#include <cctype>
+#include <cstdlib>
+
+#include "core/error.h"
+
+namespace lineal::kernels::cpu {
+
+void limit_instructions() {
+  const char* given = std::getenv("LINEAL_CPU");
+  if (given == nullptr || *given == 0) return;
+  std::vector<std::string> names;
+  for (int64_t rest = HWY_TARGETS; rest != 0; rest &= rest - 1) {  // wider ones have lower bits
+    const int64_t target = rest & -rest;
+    std::string name = hwy::TargetName(target);
+    std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return std::tolower(c); });
+    if (name == given) return hwy::DisableTargets(target - 1);
+    names.push_back(name);
+  }
+  fail_unknown("LINEAL_CPU", "instruction set", given, names);
+}
+
+std::string instructions() {
+  const int64_t usable = hwy::SupportedTargets() & HWY_TARGETS;
+  return hwy::TargetName(usable & -usable);
+}
+
+}  // namespace lineal::kernels::cpu

@@ -1,0 +1,13 @@
+// Threads for the CPU kernels: LibTorch's own pool.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+namespace lineal::kernels::cpu {
+
+/// Calls work(begin, end) for pieces that cover [0, n), in as many threads as LibTorch uses. Items must not depend on
+/// one another, nor results on how they are cut.
+void parallel(int64_t n, const std::function<void(int64_t, int64_t)>& work);
+
+}  // namespace lineal::kernels::cpu

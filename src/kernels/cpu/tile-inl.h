@@ -1,0 +1,158 @@
+// The register-blocked micro-kernels in which the CPU kernels are written: tile products, transposition, row sums.
+// Included once per instruction set; everything is float32, row-major, in tiles whose rows are a whole number of
+// kAlign floats long and zero beyond the columns in use, so that no kernel has a tail.
+#if defined(LINEAL_KERNELS_CPU_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef LINEAL_KERNELS_CPU_TILE_INL_H_
+#undef LINEAL_KERNELS_CPU_TILE_INL_H_
+#else
+#define LINEAL_KERNELS_CPU_TILE_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <utility>
+
+HWY_BEFORE_NAMESPACE();
+namespace lineal::kernels::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+using Wide = hn::CappedTag<float, 16>;
+using Vec = hn::Vec<Wide>;
+constexpr Wide kWide;
+constexpr int64_t kLanes = hn::MaxLanes(Wide());
+
+/// How many rows of how many vectors stay in registers, so that accumulators, one row of B and one element of A fit.
+#if HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM_A64
+constexpr int kAccumulators = 24, kMostVectors = 4;  // 32 registers
+#else
+constexpr int kAccumulators = 12, kMostVectors = 2;  // 16 registers
+#endif
+
+/// An operand read one element at a time: element (i, l) is data[i * row + l * column]. A transposed matrix is one with
+/// row and column exchanged.
+struct Elements {
+  const float* data;
+  int64_t row, column = 1;
+};
+
+/// The two ways a product is stored: C = alpha A B, or C += alpha A B.
+enum class Store { set, add };
+
+/// Rows [0, R) and vectors [0, N) of a product over k. Out of line, and b pinned in registers: inlined, the compiler
+/// folds the loads of b into the multiplications and spills accumulators.
+template <Store store, int R, int N>
+HWY_NOINLINE void product_block(int64_t k, const Elements& a, const float* HWY_RESTRICT b, int64_t b_row,
+                                float* HWY_RESTRICT c, int64_t c_row, float alpha) {
+  Vec sum[R][N];
+  for (int r = 0; r < R; ++r) {
+    for (int n = 0; n < N; ++n) sum[r][n] = hn::Zero(kWide);
+  }
+  const float* HWY_RESTRICT element = a.data;
+  const int64_t row = a.row, column = a.column;
+  for (int64_t l = 0; l < k; ++l, element += column, b += b_row) {
+    Vec b_l[N];
+    for (int n = 0; n < N; ++n) {
+      b_l[n] = hn::LoadU(kWide, b + n * kLanes);
+#if HWY_ARCH_X86
+      asm("" : "+v"(b_l[n].raw));
+#endif
+    }
+    for (int r = 0; r < R; ++r) {
+      const Vec a_rl = hn::Set(kWide, element[r * row]);
+      for (int n = 0; n < N; ++n) sum[r][n] = hn::MulAdd(a_rl, b_l[n], sum[r][n]);
+    }
+  }
+  const Vec scale = hn::Set(kWide, alpha);
+  for (int r = 0; r < R; ++r) {
+    for (int n = 0; n < N; ++n) {
+      float* to = c + r * c_row + n * kLanes;
+      const Vec old = store == Store::add ? hn::LoadU(kWide, to) : hn::Zero(kWide);
+      hn::StoreU(hn::MulAdd(scale, sum[r][n], old), kWide, to);
+    }
+  }
+}
+
+using ProductBlock = void (*)(int64_t, const Elements&, const float*, int64_t, float*, int64_t, float);
+
+template <Store store, int N, size_t... R>
+constexpr auto product_blocks(std::index_sequence<R...>) {
+  return std::array<ProductBlock, sizeof...(R)>{&product_block<store, static_cast<int>(R) + 1, N>...};
+}
+
+/// `m` rows of N vectors, in blocks of nearly equal height. `lower`: row i uses only the first i + 1 elements of A.
+template <Store store, int N>
+HWY_INLINE void product_columns(int64_t m, int64_t k, Elements a, const float* b, int64_t b_row, float* c,
+                                int64_t c_row, float alpha, bool lower) {
+  constexpr int64_t kMost = kAccumulators / N;
+  static constexpr auto blocks = product_blocks<store, N>(std::make_index_sequence<kMost>());
+  int64_t left = (m + kMost - 1) / kMost;
+  for (int64_t i = 0; i < m; --left) {
+    const int64_t rows = (m - i + left - 1) / left;
+    blocks[static_cast<size_t>(rows - 1)](lower ? std::min(k, i + rows) : k, a, b, b_row, c, c_row, alpha);
+    a.data += rows * a.row;
+    c += rows * c_row;
+    i += rows;
+  }
+}
+
+/// C [m, n] (rows c_row apart) = or += alpha A B, with A [m, k] and B [k, n]; columns up to the next multiple of kLanes
+/// are written too. `lower`: A is lower triangular, and zero above within blocks of its diagonal.
+template <Store store>
+void product(int64_t m, int64_t n, int64_t k, Elements a, const float* b, int64_t b_row, float* c, int64_t c_row,
+             float alpha = 1, bool lower = false) {
+  for (int64_t j = 0; j < n;) {
+    const int64_t vectors = std::min<int64_t>((n - j + kLanes - 1) / kLanes, kMostVectors);
+    const auto columns = [&](auto count) {
+      product_columns<store, decltype(count)::value>(m, k, a, b + j, b_row, c + j, c_row, alpha, lower);
+    };
+    switch (vectors) {
+#if HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM_A64
+      case 4:
+        columns(std::integral_constant<int, 4>());
+        break;
+      case 3:
+        columns(std::integral_constant<int, 3>());
+        break;
+#endif
+      case 2:
+        columns(std::integral_constant<int, 2>());
+        break;
+      default:
+        columns(std::integral_constant<int, 1>());
+    }
+    j += vectors * kLanes;
+  }
+}
+
+/// to [n, m] = from [m, n]^T. m is rounded up to a multiple of 16 and n to one of 4: `from` must have those rows.
+void transpose(int64_t m, int64_t n, const float* HWY_RESTRICT from, int64_t from_row, float* HWY_RESTRICT to,
+               int64_t to_row) {
+  const hn::FixedTag<float, 4> quad;
+  const hn::Repartition<uint64_t, decltype(quad)> pair;
+  for (int64_t i = 0; i < m; i += 4) {
+    for (int64_t j = 0; j < n; j += 4) {
+      const float* at = from + i * from_row + j;
+      const auto r0 = hn::LoadU(quad, at), r1 = hn::LoadU(quad, at + from_row);
+      const auto r2 = hn::LoadU(quad, at + 2 * from_row), r3 = hn::LoadU(quad, at + 3 * from_row);
+      const auto low01 = hn::BitCast(pair, hn::InterleaveLower(quad, r0, r1));
+      const auto low23 = hn::BitCast(pair, hn::InterleaveLower(quad, r2, r3));
+      const auto high01 = hn::BitCast(pair, hn::InterleaveUpper(quad, r0, r1));
+      const auto high23 = hn::BitCast(pair, hn::InterleaveUpper(quad, r2, r3));
+      float* out = to + j * to_row + i;
+      hn::StoreU(hn::BitCast(quad, hn::InterleaveLower(pair, low01, low23)), quad, out);
+      hn::StoreU(hn::BitCast(quad, hn::InterleaveUpper(pair, low01, low23)), quad, out + to_row);
+      hn::StoreU(hn::BitCast(quad, hn::InterleaveLower(pair, high01, high23)), quad, out + 2 * to_row);
+      hn::StoreU(hn::BitCast(quad, hn::InterleaveUpper(pair, high01, high23)), quad, out + 3 * to_row);
+    }
+  }
+}
+
+/// The sum of the lanes.
+HWY_INLINE float total(Vec v) { return hn::GetLane(hn::SumOfLanes(kWide, v)); }
+
+}  // namespace lineal::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+#endif  // LINEAL_KERNELS_CPU_TILE_INL_H_

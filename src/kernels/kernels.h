@@ -1,0 +1,92 @@
+// Every fused operation, and how a mixer asks for one beside the reference that defines it.
+//
+//   kernels::use(kernels::ttt_linear, reference, input)
+//
+// An operation returns nothing where it has no kernel: for another device, type or shape. Nothing falls back silently:
+// `uses()` tells what ran, and under Choice::fused a missing kernel is an Error.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <atomic>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/error.h"
+
+namespace lineal::kernels {
+
+using at::Tensor;
+
+/// --kernels auto | reference | fused. automatic: the fused kernel where there is one, else the reference.
+enum class Choice { automatic, reference, fused };
+void choose(Choice choice);
+void choose(const std::string& name);
+Choice chosen();
+
+/// What operations have in common: a name, and how often each of its forms ran.
+struct Uses {
+  const char* name;
+  mutable std::atomic<int64_t> fused = 0, reference = 0;
+
+  explicit Uses(const char* the_name) : name(the_name) {}
+};
+
+template <class Result, class... Inputs>
+struct Operation : Uses {
+  using Fused = std::optional<Result> (*)(const Inputs&...);
+  Fused fused_form;  // null: has none at all
+
+  Operation(const char* the_name, Fused form) : Uses(the_name), fused_form(form) {}
+};
+
+/// All operations in the order of the table in kernels.cc.
+const std::vector<const Uses*>& uses();
+/// The instruction set the CPU kernels run on: "AVX3", "AVX2", "SSE4", "NEON". The environment variable LINEAL_CPU
+/// names the widest to use.
+std::string cpu_instructions();
+
+/// The fused form of the operation or `reference`, as chosen.
+template <class Result, class... Inputs, class Reference>
+Result use(const Operation<Result, Inputs...>& operation, const Reference& reference,
+           const std::type_identity_t<Inputs>&... inputs) {
+  const Choice choice = chosen();
+  if (choice != Choice::reference && operation.fused_form) {
+    if (std::optional<Result> result = operation.fused_form(inputs...)) {
+      ++operation.fused;
+      return *std::move(result);
+    }
+  }
+  if (choice == Choice::fused) {
+    fail(operation.name, ": no fused kernel for this device, type and shape, expected --kernels auto or reference");
+  }
+  ++operation.reference;
+  return reference(inputs...);
+}
+
+/// What a TTT layer's inner loop reads; formulas and letters in mixers/ttt.h. Weights are W1, b1, ... in the order of
+/// the inner model, without b when it has none.
+struct TTTInput {
+  Tensor q, k, v;               // [B, T, H, K]
+  Tensor eta;                   // [B, T, H]
+  Tensor scale;                 // [C], C the tokens of an inner batch
+  Tensor gamma, beta;           // [H, K], or undefined: no norm
+  Tensor position;              // int64 [B], tokens of the running document that were read before
+  Tensor starts;                // bool [B, T], where documents start, or undefined
+  std::vector<Tensor> initial;  // [H, ...], what documents start with
+  std::vector<Tensor> W, D;     // [B, H, ...], at the start of the running inner batch, and its sums
+  bool residual = true;         // g(x; W) = x + LN(f(x; W)), not LN(f(x; W))
+  bool measure = false;
+};
+
+struct TTTOutput {
+  Tensor o;                  // [B, T, H, K]
+  std::vector<Tensor> W, D;  // after the last token
+  Tensor inner_loss;         // with `measure`: [2], mean over tokens before and after their inner batch's steps
+};
+
+extern const Operation<TTTOutput, TTTInput> ttt_linear;
+
+}  // namespace lineal::kernels
