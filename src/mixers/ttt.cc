@@ -138,6 +138,75 @@ Tensor ttt_primal(const InnerModel& f, const InnerBatch& batch, const InnerNorm&
   return f.forward(per_token(batch.q), answers).reshape({B, H, C, K});
 }
 
+namespace {
+
+/// The sum of the inner loss over the real tokens of all rows and heads; real [B, 1, C, 1] is 1, and 0 for padding.
+Tensor inner_loss(const InnerModel& f, const InnerBatch& batch, const InnerNorm& norm, const Weights& W,
+                  const Tensor& real) {
+  Weights flat;
+  for (const Tensor& w : W) flat.push_back(w.flatten(0, 1));
+  const Tensor z = f.forward(batch.k.flatten(0, 1), flat).view_as(batch.k);
+  const Tensor loss = 0.5 * (norm(z) - batch.target).square().sum(-1, /*keepdim=*/true);
+  return (loss * real).sum();
+}
+
+}  // namespace
+
+kernels::TTTOutput ttt_reference(const InnerModel& f, const kernels::TTTInput& in, bool dual) {
+  const int64_t B = in.q.size(0), T = in.q.size(1), H = in.q.size(2), C = in.scale.size(0);
+  const Tensor position = Segments{in.starts}.positions(in.position, T);  // [B, T]
+  const Layout layout(position, C);
+  const Tensor place = position.remainder(C);
+  const auto q = layout.blocks(in.q), k = layout.blocks(in.k), eta = layout.blocks(in.eta.unsqueeze(3));
+  const auto target = layout.blocks(in.residual ? in.v - in.k : in.v);
+  const auto scales = layout.blocks(in.scale.index_select(0, place.flatten()).reshape({B, T, 1, 1}));
+  const bool normed = in.gamma.defined();
+  const InnerNorm norm{normed, normed ? in.gamma.unsqueeze(1) : Tensor(), normed ? in.beta.unsqueeze(1) : Tensor()};
+
+  Weights W = in.W, D = in.D, start(in.W.size());
+  if (layout.restart.any().item<bool>()) {
+    for (size_t i = 0; i < W.size(); ++i) start[i] = in.initial[i].unsqueeze(0).expand_as(W[i]).clone();
+  }
+  const bool mid_batch = (in.position.remainder(C) != 0).any().item<bool>();
+  if (!mid_batch) D.assign(D.size(), Tensor());
+  std::vector<Tensor> z;
+  std::vector<Tensor> before, after;  // sums of inner losses
+  const auto real = in.measure ? layout.blocks(at::ones({B, T, 1, 1}, in.scale.options())) : std::vector<Tensor>();
+  for (int64_t n = 0; n < layout.n; ++n) {
+    const Tensor restart = layout.restart.select(1, n), complete = layout.complete.select(1, n);
+    for (size_t i = 0; i < W.size(); ++i) {
+      W[i] = select_rows(restart, start[i], W[i]);
+      if (D[i].defined()) D[i] = select_rows(restart, at::zeros_like(D[i]), D[i]);
+    }
+    const auto at_n = static_cast<size_t>(n);
+    InnerBatch batch{q[at_n], k[at_n], target[at_n], eta[at_n], scales[at_n], {}};
+    if (dual) batch.qk = at::matmul(batch.q, batch.k.transpose(-1, -2)).tril();
+    z.push_back(dual ? f.dual(batch, norm, W, D) : ttt_primal(f, batch, norm, W, D));
+    if (in.measure) {
+      const at::NoGradGuard no_grad;
+      const Tensor last = (real[at_n].sum(2) - 1).clamp_min(0).to(at::kLong).unsqueeze(2);  // [B, 1, 1, 1]
+      before.push_back(inner_loss(f, batch, norm, W, real[at_n]));
+      after.push_back(inner_loss(f, batch, norm, reached(W, D, batch.scale.gather(2, last)), real[at_n]));
+    }
+    for (size_t i = 0; i < W.size(); ++i) {
+      W[i] = select_rows(complete, W[i] - in.scale[-1] * D[i], W[i]);
+      D[i] = complete.all().item<bool>() ? Tensor() : select_rows(complete, at::zeros_like(D[i]), D[i]);
+    }
+  }
+  kernels::TTTOutput out;
+  for (size_t i = 0; i < W.size(); ++i) {
+    out.W.push_back(own_storage(W[i]));
+    out.D.push_back(D[i].defined() ? D[i] : at::zeros_like(W[i]));
+  }
+  if (in.measure) {
+    out.inner_loss = at::stack({at::stack(before).sum(), at::stack(after).sum()}) / static_cast<double>(B * H * T);
+  }
+  const Tensor answer = norm(at::stack(z, 2).flatten(2, 3)).unflatten(2, {layout.n, layout.C});
+  const Tensor o = layout.tokens(answer.unbind(2), T);
+  out.o = in.residual ? in.q + o : o;
+  return out;
+}
+
 std::vector<Field> TTTConfig::fields() {
   return {
       {"num_attention_heads", &num_attention_heads, size_range(), "heads, each with an inner model of its own"},
@@ -246,80 +315,42 @@ TTT::Views TTT::views(const Tensor& x, const Tensor& position, State& state, con
   const FullPrecision guard(x);
   if (lr_weight_.defined()) {
     const Tensor gate = at::matmul(x.to(type), lr_weight_.squeeze(1).t()) + lr_bias_.squeeze(1);  // [B, T, H]
-    views.eta = (gate.sigmoid() * (config_.ttt_base_lr / static_cast<double>(K_))).unsqueeze(-1);
+    views.eta = gate.sigmoid() * (config_.ttt_base_lr / static_cast<double>(K_));
   } else {
-    views.eta = at::full({x.size(0), x.size(1), H_, 1}, config_.ttt_base_lr, state_options());
+    views.eta = at::full({x.size(0), x.size(1), H_}, config_.ttt_base_lr, state_options());
   }
   return views;
 }
 
-Tensor TTT::learn(const Views& views, const Tensor& position, State& state) {
-  const int64_t B = position.size(0), T = position.size(1);
-  const Layout layout(position, config_.mini_batch_size);
-  const Tensor scale = token_scale();
-  const Tensor place = position.remainder(config_.mini_batch_size);
-  const auto q = layout.blocks(views.q), k = layout.blocks(views.k), eta = layout.blocks(views.eta);
-  const auto target = layout.blocks(config_.residual ? views.v - views.k : views.v);
-  const auto scales = layout.blocks(scale.index_select(0, place.flatten()).reshape({B, T, 1, 1}));
-  const InnerNorm norm{config_.norm, config_.norm ? norm_weight_.unsqueeze(1) : Tensor(),
-                       config_.norm ? norm_bias_.unsqueeze(1) : Tensor()};
-  const bool dual = config_.form != "primal" && inner_->has_dual();
-  const bool starts = layout.restart.any().item<bool>();
-  const Weights start = starts ? initial_weights(B) : Weights(shapes_.size());
-
-  Weights W, D;
-  const bool mid_batch = (state["position"].remainder(config_.mini_batch_size) != 0).any().item<bool>();
+Tensor TTT::learn(const Views& views, const Tensor& position, const Segments& segments, State& state) {
+  kernels::TTTInput in;
+  in.q = views.q, in.k = views.k, in.v = views.v, in.eta = views.eta;
+  in.scale = token_scale();
+  if (config_.norm) in.gamma = norm_weight_, in.beta = norm_bias_;
+  in.position = state["position"];
+  in.starts = segments.starts;
+  in.residual = config_.residual;
+  in.measure = measure;
+  in.initial = weights_;
+  for (Tensor& weight : in.initial) weight = weight.to(state_options());
   for (const auto& shape : shapes_) {
-    W.push_back(state[shape.name]);
-    D.push_back(mid_batch ? state[shape.name + "_step"] : Tensor());
+    in.W.push_back(state[shape.name]);
+    in.D.push_back(state[shape.name + "_step"]);
   }
-  std::vector<Tensor> z;
-  std::vector<Tensor> before, after;  // sums of inner losses
-  const auto real = measure ? layout.blocks(at::ones({B, T, 1, 1}, scale.options())) : std::vector<Tensor>();
-  for (int64_t n = 0; n < layout.n; ++n) {
-    const Tensor restart = layout.restart.select(1, n), complete = layout.complete.select(1, n);
-    for (size_t i = 0; i < W.size(); ++i) {
-      W[i] = select_rows(restart, start[i], W[i]);
-      if (D[i].defined()) D[i] = select_rows(restart, at::zeros_like(D[i]), D[i]);
-    }
-    const auto at_n = static_cast<size_t>(n);
-    InnerBatch batch{q[at_n], k[at_n], target[at_n], eta[at_n], scales[at_n], {}};
-    if (dual) batch.qk = at::matmul(batch.q, batch.k.transpose(-1, -2)).tril();
-    z.push_back(dual ? inner_->dual(batch, norm, W, D) : ttt_primal(*inner_, batch, norm, W, D));
-    if (measure) {
-      const at::NoGradGuard no_grad;
-      const Tensor last = (real[at_n].sum(2) - 1).clamp_min(0).to(at::kLong).unsqueeze(2);  // [B, 1, 1, 1]
-      before.push_back(inner_loss(batch, norm, W, real[at_n]));
-      after.push_back(inner_loss(batch, norm, reached(W, D, batch.scale.gather(2, last)), real[at_n]));
-    }
-    for (size_t i = 0; i < W.size(); ++i) {
-      W[i] = select_rows(complete, W[i] - scale[-1] * D[i], W[i]);
-      D[i] = complete.all().item<bool>() ? Tensor() : select_rows(complete, at::zeros_like(D[i]), D[i]);
-    }
-  }
-  for (size_t i = 0; i < W.size(); ++i) {
-    state[shapes_[i].name] = W[i];
-    state[shapes_[i].name + "_step"] = D[i].defined() ? D[i] : at::zeros_like(W[i]);
+  static const kernels::Operation<kernels::TTTOutput, kernels::TTTInput> none("ttt", nullptr);
+  const bool dual = config_.form != "primal" && inner_->has_dual();
+  const auto& operation = dual && inner_->kernel() ? *inner_->kernel() : none;
+  const auto reference = [&](const kernels::TTTInput& input) { return ttt_reference(*inner_, input, dual); };
+  const kernels::TTTOutput out = kernels::use(operation, reference, in);
+  for (size_t i = 0; i < shapes_.size(); ++i) {
+    state[shapes_[i].name] = out.W[i];
+    state[shapes_[i].name + "_step"] = out.D[i];
   }
   state["position"] = position.select(1, -1) + 1;
   if (measure) {
-    const auto losses = static_cast<double>(B * H_ * T);
-    measured = {{"inner_loss_before", at::stack(before).sum() / losses},
-                {"inner_loss_after", at::stack(after).sum() / losses}};
+    measured = {{"inner_loss_before", out.inner_loss[0]}, {"inner_loss_after", out.inner_loss[1]}};
   }
-  const Tensor answer = norm(at::stack(z, 2).flatten(2, 3)).unflatten(2, {layout.n, layout.C});
-  const Tensor o = layout.tokens(answer.unbind(2), T);
-  return config_.residual ? views.q + o : o;
-}
-
-/// The sum over the real tokens of all rows and heads; real [B, 1, C, 1] is 1, and 0 for padding.
-Tensor TTT::inner_loss(const InnerBatch& batch, const InnerNorm& norm, const Weights& W, const Tensor& real) const {
-  at::NoGradGuard no_grad;
-  Weights flat;
-  for (const Tensor& w : W) flat.push_back(w.flatten(0, 1));
-  const Tensor z = inner_->forward(batch.k.flatten(0, 1), flat).view_as(batch.k);
-  const Tensor loss = 0.5 * (norm(z) - batch.target).square().sum(-1, /*keepdim=*/true);
-  return (loss * real).sum();
+  return out.o;
 }
 
 Tensor TTT::forward(const Tensor& x, State& state, const Segments& segments) {
@@ -329,7 +360,7 @@ Tensor TTT::forward(const Tensor& x, State& state, const Segments& segments) {
   Tensor o;
   {
     const FullPrecision guard(x);
-    o = learn(seen, position, state).flatten(2);  // [B, T, D]
+    o = learn(seen, position, segments, state).flatten(2);  // [B, T, D]
   }
   o = post_norm_(o);
   if (config_.use_gate) o = o * at::gelu(g_proj_(x), "tanh");

@@ -12,6 +12,7 @@
 
 #include <torch/nn/modules/normalization.h>
 
+#include "kernels/kernels.h"
 #include "mixers/linear.h"
 #include "mixers/mixer.h"
 #include "mixers/short_conv.h"
@@ -62,10 +63,16 @@ class InnerModel {
   /// Adds this batch's sums of eta_j grad_j to D and returns f(q_i; W - s_i D_i) [B, H, C, K], forming no gradient per
   /// token. W and D are [B, H, shape...]; an entry of D that is undefined is zero. Called when has_dual() is true.
   virtual Tensor dual(const InnerBatch& batch, const InnerNorm& norm, const Weights& W, Weights& D) const;
+
+  /// The fused form of the whole inner loop, or null.
+  virtual const kernels::Operation<kernels::TTTOutput, kernels::TTTInput>* kernel() const { return nullptr; }
 };
 
 /// The same by automatic differentiation, one gradient per token: the definition, for every inner model.
 Tensor ttt_primal(const InnerModel& f, const InnerBatch& batch, const InnerNorm& norm, const Weights& W, Weights& D);
+
+/// The inner loop over all tokens of a call, in the dual form or, token by token, the primal one.
+kernels::TTTOutput ttt_reference(const InnerModel& f, const kernels::TTTInput& in, bool dual);
 
 /// Field names are those of the public TTT models where they have one.
 struct TTTConfig : Config {
@@ -102,14 +109,13 @@ class TTT : public Mixer {
  private:
   struct Views {
     Tensor q, k, v;  // [B, T, H, K]
-    Tensor eta;      // [B, T, H, 1]
+    Tensor eta;      // [B, T, H]
   };
   Views views(const Tensor& x, const Tensor& position, State& state, const Segments& segments);
   Tensor token_scale() const;
   /// [B, H, shape...] each, in memory of their own, differentiable.
   Weights initial_weights(int64_t B) const;
-  Tensor learn(const Views& views, const Tensor& position, State& state);
-  Tensor inner_loss(const InnerBatch& batch, const InnerNorm& norm, const Weights& W, const Tensor& real) const;
+  Tensor learn(const Views& views, const Tensor& position, const Segments& segments, State& state);
 
   std::string name_;
   TTTConfig config_;

@@ -26,6 +26,9 @@ class Linear : public InnerModel {
   }
 
   bool has_dual() const override { return true; }
+  const kernels::Operation<kernels::TTTOutput, kernels::TTTInput>* kernel() const override {
+    return &kernels::ttt_linear;
+  }
 
   Tensor dual(const InnerBatch& batch, const InnerNorm& norm, const Weights& W, Weights& D) const override {
     const auto f = [&](const Tensor& x) { return forward(x, W); };

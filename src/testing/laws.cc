@@ -8,17 +8,16 @@
 
 #include "core/error.h"
 #include "core/safetensors.h"
+#include "kernels/kernels.h"
 #include "testing/testing.h"
 
 namespace lineal {
 namespace {
 
-/// Both sides are float64 and differ by the order of their sums.
-constexpr double kTolerance = 1e-10;
 constexpr int64_t kLength = 50;
 
 Tensor tokens(const Subject& subject, int64_t B, int64_t T, uint64_t seed) {
-  return normal({B, T, subject.D}, seed, at::kDouble);
+  return normal({B, T, subject.D}, seed, subject.type);
 }
 
 /// Documents that start where `starts` says, as (row, token).
@@ -53,8 +52,8 @@ State warm_state(const Subject& subject, int64_t B, int64_t T) {
 }
 
 std::string run_difference(const Subject& subject, const Run& actual, const Run& expected) {
-  if (auto found = difference(actual.y, expected.y, kTolerance); !found.empty()) return "output: " + found;
-  return state_difference(actual.state, expected.state, kTolerance, !subject.constant_state);
+  if (auto found = difference(actual.y, expected.y, subject.tolerance); !found.empty()) return "output: " + found;
+  return state_difference(actual.state, expected.state, subject.tolerance, !subject.constant_state);
 }
 
 std::string when(const std::string& found, const std::string& where) {
@@ -73,6 +72,14 @@ Subject make_subject(const MixerSpec& spec, const Json& options, int64_t D) {
   subject.mixer->reset_parameters(1 / std::sqrt(static_cast<double>(D)));
   for (Tensor& parameter : subject.mixer->parameters()) parameter.add_(0.1 * at::rand_like(parameter));
   subject.mixer->to(at::kDouble);
+  return subject;
+}
+
+Subject Subject::float32() const {
+  Subject subject = *this;
+  subject.mixer->to(at::kFloat);
+  subject.type = at::kFloat;
+  subject.tolerance = 1e-4;
   return subject;
 }
 
@@ -142,7 +149,7 @@ std::string past_law(const Subject& subject) {
   const Tensor x = tokens(subject, B, T, 1).requires_grad_();
   const Tensor y = read(subject, start, x).y;
   for (int64_t t = 0; t < T; ++t) {
-    const Tensor cotangent = normal({B, subject.D}, 50 + static_cast<uint64_t>(t), at::kDouble);
+    const Tensor cotangent = normal({B, subject.D}, 50 + static_cast<uint64_t>(t), subject.type);
     const Tensor gradient = torch::autograd::grad({(y.select(1, t) * cotangent).sum()}, {x}, {}, true)[0];
     const Tensor past = gradient.slice(1, 0, t), future = gradient.slice(1, t + 1);
     const auto reaches = [](const Tensor& part) { return part.ne(0).flatten(1).any(1).all().item<bool>(); };
@@ -187,16 +194,17 @@ std::string segments_law(const Subject& subject) {
     const int64_t to = last ? T : starts[i + 1].second;
     const Run alone = read(subject, subject.mixer->initial_state(1), x.slice(0, row, row + 1).slice(1, from, to));
     const auto where = text("row ", row, ", tokens ", from, " to ", to, " packed and alone");
-    if (auto found = difference(packed.y[row].slice(0, from, to), alone.y[0], kTolerance); !found.empty()) {
+    if (auto found = difference(packed.y[row].slice(0, from, to), alone.y[0], subject.tolerance); !found.empty()) {
       return where + ": " + found;
     }
     if (!last) continue;
-    const auto state = state_difference(one_row(packed.state, row), alone.state, kTolerance, !subject.constant_state);
+    const auto state =
+        state_difference(one_row(packed.state, row), alone.state, subject.tolerance, !subject.constant_state);
     if (!state.empty()) return where + ": " + state;
   }
   // Before its first start a row goes on with the state it came with.
   const Run going_on = read(subject, one_row(start, 0), x.slice(0, 0, 1).slice(1, 0, 9));
-  return when(difference(packed.y[0].slice(0, 0, 9), going_on.y[0], kTolerance),
+  return when(difference(packed.y[0].slice(0, 0, 9), going_on.y[0], subject.tolerance),
               "row 0, tokens of the running document");
 }
 
@@ -227,7 +235,7 @@ std::string round_trip_law(const Subject& subject) {
   }
   for (const auto& [name, part] : state.named()) {
     if (part.size(0) != B) return text("state part ", name, " is ", part.sizes(), ", expected [B=2, ...]");
-    if (!is_count(part) && part.scalar_type() != at::kDouble)
+    if (!is_count(part) && part.scalar_type() != subject.type)
       return text("state part ", name, " is ", part.scalar_type());
   }
   const auto continues = [&](const State& from, const Tensor& x, const Run& wanted, const char* how) {
@@ -292,6 +300,53 @@ std::string gradient_law(const Subject& subject) {
     return result;
   };
   return gradient_difference(outputs, leaves, names, {.elements = 4});
+}
+
+std::string fused_law(const Subject& subject) {
+  const int64_t B = 2, T = 37;
+  const State warm = warm_state(subject, B, 7).detach();
+  const Tensor tokens_read = tokens(subject, B, T, 1);
+  std::vector<std::string> names = {"x"};
+  for (const auto& parameter : subject.mixer->named_parameters()) names.push_back(parameter.key());
+  const auto outcome = [&](kernels::Choice choice, const Segments& segments) {
+    std::vector<Tensor> leaves = {tokens_read.clone().requires_grad_()};
+    for (const auto& parameter : subject.mixer->parameters()) leaves.push_back(parameter);
+    const State start = warm.map([&](const Tensor& part) {
+      if (is_count(part)) return part;
+      leaves.push_back(part.clone().requires_grad_());
+      return leaves.back();
+    });
+    kernels::choose(choice);
+    const Run run = read(subject, start, leaves[0], segments);
+    std::vector<Tensor> values = {run.y};
+    for (const auto& [name, part] : run.state.named()) {
+      if (!is_count(part)) values.push_back(part);
+    }
+    Tensor loss = at::zeros({}, tokens_read.options());
+    for (size_t i = 0; i < values.size(); ++i) loss = loss + (values[i] * normal(values[i].sizes(), 70 + i)).sum();
+    auto gradients = torch::autograd::grad({loss}, leaves, {}, {}, false, /*allow_unused=*/true);
+    for (size_t i = 0; i < leaves.size(); ++i) {
+      if (!gradients[i].defined()) gradients[i] = at::zeros_like(leaves[i]);
+    }
+    kernels::choose(kernels::Choice::automatic);
+    return std::pair(values, gradients);
+  };
+  for (const auto& segments : {Segments{}, documents(B, T, {{0, 11}, {0, 12}, {1, 31}})}) {
+    const auto [values, gradients] = outcome(kernels::Choice::fused, segments);
+    const auto [expected, expected_gradients] = outcome(kernels::Choice::reference, segments);
+    for (size_t i = 0; i < values.size(); ++i) {
+      if (auto found = rms_difference(values[i], expected[i], 1e-5); !found.empty()) {
+        return text(i == 0 ? "output" : "final state, part ", i, ": ", found);
+      }
+    }
+    for (size_t i = 0; i < gradients.size(); ++i) {
+      const std::string what = i < names.size() ? names[i] : text("initial state, part ", i - names.size());
+      if (auto found = rms_difference(gradients[i], expected_gradients[i], 1e-4); !found.empty()) {
+        return "gradient of " + what + ": " + found;
+      }
+    }
+  }
+  return "";
 }
 
 std::string constant_state_law(const Subject& subject) {

@@ -1,0 +1,76 @@
+// The laws over fused kernels: every mixer of the table that has them, in float32, nothing falling back.
+#include <ATen/ATen.h>
+
+#include <cctype>
+
+#include "core/error.h"
+#include "core/registry.h"
+#include "kernels/kernels.h"
+#include "testing/laws.h"
+#include "testing/testing.h"
+
+namespace lineal {
+namespace {
+
+struct Case {
+  std::string mixer;
+  Json options;
+};
+
+std::vector<Case> cases() {
+  std::vector<Case> list;
+  for (const MixerSpec* spec : all<MixerSpec>()) {
+    list.push_back({spec->name, Json::object()});
+    for (const auto& name : spec->config()->names()) {
+      if (name == "chunk_size" || name == "mini_batch_size") list.push_back({spec->name, {{name, 5}}});
+    }
+  }
+  list.push_back({"ttt_linear", {{"mini_batch_size", 7}, {"share_qk", true}, {"norm", false}, {"bias", false}}});
+  return list;
+}
+
+std::string case_name(const testing::TestParamInfo<Case>& info) {
+  std::string name = info.param.mixer;
+  for (const auto& [key, value] : info.param.options.items()) name += "_" + key + "_" + value.dump();
+  for (char& c : name) c = std::isalnum(static_cast<unsigned char>(c)) ? c : '_';
+  return name;
+}
+
+int64_t fused_so_far() {
+  int64_t count = 0;
+  for (const auto* operation : kernels::uses()) count += operation->fused;
+  return count;
+}
+
+class FusedLaws : public testing::TestWithParam<Case> {
+ protected:
+  void SetUp() override {
+    subject_ = make_subject(find<MixerSpec>(GetParam().mixer), GetParam().options, 24).float32();
+    kernels::choose(kernels::Choice::fused);
+    const int64_t before = fused_so_far();
+    try {
+      at::NoGradGuard no_grad;
+      State state = subject_.mixer->initial_state(1);
+      subject_.mixer->forward(at::zeros({1, 2, 24}), state);
+    } catch (const Error& error) {
+      GTEST_SKIP() << error.what();
+    }
+    if (fused_so_far() == before) GTEST_SKIP() << GetParam().mixer << " asks for no kernel";
+  }
+  void TearDown() override { kernels::choose(kernels::Choice::automatic); }
+
+  Subject subject_;
+};
+
+TEST_P(FusedLaws, Split) { EXPECT_EQ(split_law(subject_), ""); }
+TEST_P(FusedLaws, NoLeakAndThePastIsSeen) { EXPECT_EQ(past_law(subject_), ""); }
+TEST_P(FusedLaws, Segments) { EXPECT_EQ(segments_law(subject_), ""); }
+TEST_P(FusedLaws, Batch) { EXPECT_EQ(batch_law(subject_), ""); }
+TEST_P(FusedLaws, RoundTrip) { EXPECT_EQ(round_trip_law(subject_), ""); }
+TEST_P(FusedLaws, FusedIsReference) { EXPECT_EQ(fused_law(subject_), ""); }
+TEST_P(FusedLaws, ConstantState) { EXPECT_EQ(constant_state_law(subject_), ""); }
+
+INSTANTIATE_TEST_SUITE_P(Mixers, FusedLaws, testing::ValuesIn(cases()), case_name);
+
+}  // namespace
+}  // namespace lineal
