@@ -4,6 +4,7 @@
 
 #include "bench/cell.h"
 #include "core/registry.h"
+#include "kernels/kernels.h"
 #include "mixers/mixer.h"
 
 namespace lineal {
@@ -54,6 +55,7 @@ Json measure(const MixerCell& cell) {
     result["train"] = median_seconds(train, cell.budget);
     result["train_bytes"] = peak_bytes() - before;
   }
+  result["kernels"] = kernels::summary();
   return result;
 }
 

@@ -5,6 +5,7 @@
 #include <chrono>
 
 #include "bench/cell.h"
+#include "kernels/kernels.h"
 #include "train/trainer.h"
 
 namespace lineal {
@@ -27,7 +28,8 @@ Json measure_training(const LanguageModelConfig& model, const TrainConfig& train
   return {{"parameters", trainer.model().parameter_count()},
           {"tokens", train.tokens_per_step()},
           {"seconds", seconds},
-          {"peak_bytes", peak_bytes() - before}};
+          {"peak_bytes", peak_bytes() - before},
+          {"kernels", kernels::summary()}};
 }
 
 }  // namespace lineal

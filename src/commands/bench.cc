@@ -52,6 +52,16 @@ void check_plan(const std::string& plan, int64_t D) {
   for (const Layer& layer : parse_plan(plan)) make_mixer(layer.mixer, layer.options, D);
 }
 
+/// Which kernels served the rows, once for each mixer.
+void print_kernels(const Json& rows) {
+  std::string last;
+  for (const Json& row : rows) {
+    const std::string line = row["mixer"].get<std::string>() + ": " + row.value("kernels", "");
+    if (!row.value("kernels", "").empty() && line != last) std::cout << line << "\n";
+    last = line;
+  }
+}
+
 /// One plan at every length. A pass that the length before tells would take over five budgets is left out.
 void measure_plan(const std::string& plan, const Options& options, Json& rows) {
   MixerCell cell{.layers = parse_plan(plan), .B = options.B, .D = options.D, .budget = options.budget};
@@ -78,6 +88,7 @@ void measure_plan(const std::string& plan, const Options& options, Json& rows) {
       row["state_kib"] = found["state_bytes"].get<double>() / 1024;
       prefill_per_token = found["prefill"].get<double>() / tokens;
     }
+    if (found.contains("kernels")) row["kernels"] = found["kernels"];
     if (found.contains("note")) {
       row["note"] = found["note"];
     } else if (!cell.train) {
@@ -99,7 +110,7 @@ int run_model(const std::vector<std::string>& args) {
   app.add_option("--layers", layers, "mixers, as in lineal train")->capture_default_str();
   app.add_option("--steps", steps, "timed steps")->check(CLI::Range(1, 1 << 20))->capture_default_str();
   app.add_flag("--json", json, "for scripts");
-  add_threads(app);
+  add_compute(app);
   add_fields(app, model, "bench model");
   const std::vector<std::string> of_a_run = {"steps",      "schedule",   "warmup",     "decay",
                                              "lr",         "min_lr",     "validation", "log_every",
@@ -123,6 +134,7 @@ int run_model(const std::vector<std::string>& args) {
             << ", " << at::get_num_threads() << " threads: " << std::setprecision(4) << median
             << " s a step (median of " << steps << "), " << std::lround(result["tokens"].get<double>() / median)
             << " tokens/s, peak " << std::lround(result["peak_bytes"].get<double>() / kMiB) << " MiB\n";
+  if (const auto ran = result["kernels"].get<std::string>(); !ran.empty()) std::cout << "kernels: " << ran << "\n";
   return 0;
 }
 
@@ -144,7 +156,7 @@ int run(const std::vector<std::string>& args) {
       ->check(CLI::Range(0.01, 3600.0))
       ->capture_default_str();
   app.add_flag("--json", options.json, "for scripts");
-  add_threads(app);
+  add_compute(app);
   if (!parse(app, args)) return 0;
   if (options.plans.empty()) options.plans = names<MixerSpec>();
   for (const auto& plan : options.plans) check_plan(plan, options.D);
@@ -156,6 +168,7 @@ int run(const std::vector<std::string>& args) {
   }
   Json rows = Json::array();
   for (const auto& plan : options.plans) measure_plan(plan, options, rows);
+  if (!options.json) print_kernels(rows);
   if (options.json) std::cout << rows.dump() << "\n";
   return 0;
 }

@@ -51,6 +51,20 @@ TEST_F(BenchCommand, PrintsARowPerLength) {
   EXPECT_EQ(result.out.find(" - "), std::string::npos) << result.out;
 }
 
+TEST_F(BenchCommand, TellsWhichKernelsRan) {
+  const auto ran = [&](const char* choice) {
+    const ProgramResult result = small({"ttt_linear", "--lengths", "8", "--kernels", choice, "--json"});
+    return result.code == 0 ? Json::parse(result.out)[0]["kernels"].get<std::string>() : result.err;
+  };
+  EXPECT_TRUE(ran("auto").starts_with("ttt_linear fused on ")) << ran("auto");
+  EXPECT_EQ(ran("fused"), ran("auto"));
+  EXPECT_EQ(ran("reference"), "ttt_linear reference");
+  EXPECT_TRUE(refused(small({"ttt_linear(form=primal)", "--kernels", "fused", "--json"}), {"no fused kernel"}));
+  EXPECT_TRUE(refused(small({"ttt_linear", "--kernels", "fusd"}), {"unknown choice 'fusd'", "did you mean 'fused'"}));
+  const ProgramResult plain = small({"ttt_linear", "--lengths", "8"});
+  EXPECT_NE(plain.out.find("\nttt_linear: ttt_linear fused on "), std::string::npos) << plain.out;
+}
+
 TEST_F(BenchCommand, MistakesEndInOneLine) {
   EXPECT_TRUE(refused(bench({"attention", "--hidden-size", "30"}),
                       {"attention: num_attention_heads is 4", "divisor of hidden_size 30"}));

@@ -5,6 +5,7 @@
 #include <iostream>
 
 #include "core/error.h"
+#include "kernels/kernels.h"
 
 namespace lineal {
 namespace {
@@ -55,10 +56,14 @@ void add_fields(CLI::App& app, Config& config, const std::string& who, const std
   }
 }
 
-void add_threads(CLI::App& app) {
+void add_compute(CLI::App& app) {
   const auto set = [](int64_t threads) { at::set_num_threads(static_cast<int>(threads)); };
   app.add_option_function<int64_t>("-t,--threads", set, "threads to compute with")
       ->check(CLI::Range(int64_t{1}, kMostThreads));
+  const auto kernels = [](const std::string& name) { kernels::choose(name); };
+  app.add_option_function<std::string>("--kernels", kernels,
+                                       "auto: fused kernels where there are any; reference; fused: or an error")
+      ->type_name("auto|reference|fused");
 }
 
 }  // namespace lineal

@@ -30,7 +30,8 @@ void add_fields(CLI::App& app, Config& config, const std::string& who, const std
 
 constexpr int64_t kMostThreads = 4096;
 
-/// -t, --threads: threads LibTorch uses; the machine's cores by default. Applied when parsed.
-void add_threads(CLI::App& app);
+/// -t, --threads: threads LibTorch uses, the machine's cores by default; --kernels: auto, reference or fused. Applied
+/// when parsed.
+void add_compute(CLI::App& app);
 
 }  // namespace lineal

@@ -102,7 +102,7 @@ int run(const std::vector<std::string>& args) {
   in->needs(out);
   out->needs(in);
   app.add_flag("--json", json, "for scripts");
-  add_threads(app);
+  add_compute(app);
   if (!parse(app, args)) return 0;
   if (!tokens.empty()) {
     if (!files.empty()) fail("eval: give either files or --tokens, not both");

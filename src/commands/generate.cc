@@ -40,7 +40,7 @@ int run(const std::vector<std::string>& args) {
   app.add_option("--count", count, "continuations of the same text")->check(CLI::Range(1, 1 << 20));
   app.add_option("--save", save, "FILE.state to write after the last token, and when interrupted");
   app.add_flag("--json", json, "one JSON object per continuation");
-  add_threads(app);
+  add_compute(app);
   if (!parse(app, args)) return 0;
   if (!save.empty() && count != 1) fail("generate: --save keeps one continuation, --count is ", count);
   if (prompt.empty() && file.empty() && state.empty()) {

@@ -20,7 +20,7 @@ int run(const std::vector<std::string>& args) {
   app.add_option("-o,--output", out, "FILE.state to write")->required();
   app.add_option("--state", state, "FILE.state to go on from");
   app.add_flag("--json", json, "for scripts");
-  add_threads(app);
+  add_compute(app);
   if (!parse(app, args)) return 0;
   const LoadedModel loaded = load_model(model);
   const Tokenizer& tokenizer = tokenizer_of(loaded, "read");

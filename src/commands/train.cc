@@ -189,11 +189,12 @@ int run(const std::vector<std::string>& args) {
   bool json = false;
   app.add_option("data", plan.data, "files or folders of text, .jsonl and .gz too; - is standard input");
   app.add_option("-o,--out", out, "folder of the run, runs/NAME");
-  app.add_option("--resume", resume, "folder of a run to go on with; takes no other flags but --steps, -t and --json");
+  app.add_option("--resume", resume,
+                 "folder of a run to go on with; takes no other flags but --steps, -t, --kernels and --json");
   app.add_option("--init", plan.init, "model directory or run to start from");
   app.add_option("--text-field", plan.text_field, "field of a JSON line that holds its text");
   app.add_flag("--json", json, "a line of JSON per log step");
-  add_threads(app);
+  add_compute(app);
   const size_t before_model = app.get_options().size();
   app.add_option("--layers", layers, "mixers, such as 'ttt_linear(mini_batch_size=32)*3, identity' (lineal list)");
   app.add_option("--num-attention-heads", heads, "heads of every mixer that has them")->check(CLI::Range(1, 1 << 20));
@@ -213,7 +214,7 @@ int run(const std::vector<std::string>& args) {
   const auto options = app.get_options();
   std::unique_ptr<RunFolder> folder;
   if (!resume.empty()) {
-    const std::vector<std::string> may = {"--resume", "--steps", "-t,--threads", "--json"};
+    const std::vector<std::string> may = {"--resume", "--steps", "-t,--threads", "--kernels", "--json"};
     for (const CLI::Option* option : options) {
       if (option->count() == 0 || std::find(may.begin(), may.end(), option->get_name(false, true)) != may.end())
         continue;

@@ -33,4 +33,16 @@ const std::vector<const Uses*>& uses() {
   return all;
 }
 
+std::string summary() {
+  std::string result;
+  for (const Uses* operation : uses()) {
+    const auto add = [&](const std::string& form) {
+      result += text(result.empty() ? "" : ", ", operation->name, " ", form);
+    };
+    if (operation->fused > 0) add("fused on " + cpu_instructions());
+    if (operation->reference > 0) add("reference");
+  }
+  return result;
+}
+
 }  // namespace lineal::kernels

@@ -529,7 +529,7 @@ HWY_EXPORT(backward);
 
 namespace cpu {
 
-int64_t TTTLinearCall::state_size() const { return (K + bias()) * padded(K); }
+int64_t TTTLinearCall::state_size() const { return padded(K + bias()) * padded(K); }
 
 int64_t TTTLinearCall::saved_before(int64_t index) const {
   int64_t count = 0;
