@@ -29,7 +29,7 @@ std::string cpu_instructions() {
 }
 
 const std::vector<const Uses*>& uses() {
-  static const std::vector<const Uses*> all = {&ttt_linear};
+  static const std::vector<const Uses*> all = {&ttt_linear, &linear_attention, &delta_rule};
   return all;
 }
 

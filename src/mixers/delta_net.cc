@@ -14,6 +14,7 @@
 
 #include <cmath>
 
+#include "kernels/kernels.h"
 #include "mixers/chunks.h"
 #include "mixers/linear.h"
 #include "mixers/mixer.h"
@@ -146,8 +147,15 @@ class DeltaNet : public Mixer {
     {
       const FullPrecision guard(x);
       const Tensor scaled = unit(q) / std::sqrt(static_cast<double>(K_));
-      std::tie(o, state["S"]) = delta_rule_chunked(scaled, unit(k), v, beta, state["S"], config_.chunk_size, segments);
-      o = o_norm_->forward(o);
+      const auto chunked = [&](const kernels::RecurrenceInput& in) {
+        auto [out, S] = delta_rule_chunked(in.q, in.k, in.v, in.beta, in.S, config_.chunk_size, segments);
+        return kernels::RecurrenceOutput{out, S};
+      };
+      auto out =
+          kernels::use(kernels::delta_rule, chunked,
+                       {.q = scaled, .k = unit(k), .v = v, .beta = beta, .S = state["S"], .starts = segments.starts});
+      state["S"] = out.S;
+      o = o_norm_->forward(out.o);
     }
     return o_proj_(o.flatten(2));
   }

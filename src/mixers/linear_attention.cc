@@ -12,6 +12,7 @@
 #include <cmath>
 
 #include "core/error.h"
+#include "kernels/kernels.h"
 #include "mixers/chunks.h"
 #include "mixers/linear.h"
 #include "mixers/mixer.h"
@@ -135,9 +136,21 @@ class LinearAttention : public Mixer {
   }
 
  private:
+  /// o and the final S.
+  std::pair<Tensor, Tensor> attend(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& S,
+                                   const Segments& segments) const {
+    const auto chunked = [&](const kernels::RecurrenceInput& in) {
+      auto [o, last] = linear_attention_chunked(in.q, in.k, in.v, in.S, config_.chunk_size, segments);
+      return kernels::RecurrenceOutput{o, last};
+    };
+    const auto out =
+        kernels::use(kernels::linear_attention, chunked, {.q = q, .k = k, .v = v, .S = S, .starts = segments.starts});
+    return {out.o, out.S};
+  }
+
   Tensor plain(const Tensor& q, const Tensor& k, const Tensor& v, State& state, const Segments& segments) const {
     const Tensor scaled = q / std::sqrt(static_cast<double>(K_));
-    auto [o, S] = linear_attention_chunked(scaled, k, v, state["S"], config_.chunk_size, segments);
+    auto [o, S] = attend(scaled, k, v, state["S"], segments);
     state["S"] = S;
     return o;
   }
@@ -145,7 +158,7 @@ class LinearAttention : public Mixer {
   Tensor normalized(const Tensor& q, const Tensor& k, const Tensor& v, State& state, const Segments& segments) const {
     const Tensor ones = at::ones({v.size(0), v.size(1), H_, 1}, v.options());
     const Tensor start = at::cat({state["S"], state["z"].unsqueeze(3)}, 3);  // [B, H, K, V + 1]
-    const auto [o, S] = linear_attention_chunked(q, k, at::cat({v, ones}, 3), start, config_.chunk_size, segments);
+    const auto [o, S] = attend(q, k, at::cat({v, ones}, 3), start, segments);
     state["S"] = own_storage(S.slice(3, 0, K_));
     state["z"] = own_storage(S.select(3, K_));
     return o.slice(3, 0, K_) / (o.slice(3, K_) + kNormalizerEps);

@@ -128,8 +128,8 @@ void product(int64_t m, int64_t n, int64_t k, Elements a, const float* b, int64_
 }
 
 /// to [n, m] = from [m, n]^T. m is rounded up to a multiple of 16 and n to one of 4: `from` must have those rows.
-void transpose(int64_t m, int64_t n, const float* HWY_RESTRICT from, int64_t from_row, float* HWY_RESTRICT to,
-               int64_t to_row) {
+inline void transpose(int64_t m, int64_t n, const float* HWY_RESTRICT from, int64_t from_row, float* HWY_RESTRICT to,
+                      int64_t to_row) {
   const hn::FixedTag<float, 4> quad;
   const hn::Repartition<uint64_t, decltype(quad)> pair;
   for (int64_t i = 0; i < m; i += 4) {

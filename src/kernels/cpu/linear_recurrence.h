@@ -1,0 +1,59 @@
+// Raw form of the linear recurrences: pointers to contiguous float32 tensors, one call for all rows and heads.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace lineal::kernels::cpu {
+
+/// The most tokens handled at once.
+constexpr int64_t kChunk = 32;
+
+/// Tokens [first, first + count) of one row, all of one document.
+struct RecurrenceChunk {
+  int64_t first, count;
+  bool restart;  // they begin their document: the state is zero before them
+};
+
+/// One call; formulas and letters in linear_recurrence.cc.
+struct RecurrenceCall {
+  int64_t B, T, H, K, V;
+  std::vector<RecurrenceChunk> chunks;  // of all rows, in order
+  std::vector<int64_t> row_end;         // [B]: where the chunks of each row end
+  int64_t keep = 4;                     // chunks to one state saved for the backward pass
+  const float *q, *k;                   // [B, T, H, K]
+  const float* v;                       // [B, T, H, V]
+  const float* beta;                    // [B, T, H], or null: adds v instead of correcting towards it
+  const float* g;                       // [B, T, H], or null: no decay
+  const float* S;                       // [B, H, K, V], before the call
+  // What the backward pass needs, or null.
+  float* errors = nullptr;  // [B, T, H, V]: Y, with beta
+  float* states = nullptr;  // [states_saved(), K, V]: S at every keep-th chunk of each row and head
+
+  int64_t row_begin(int64_t b) const { return b == 0 ? 0 : row_end[static_cast<size_t>(b) - 1]; }
+  int64_t row_chunks(int64_t b) const { return row_end[static_cast<size_t>(b)] - row_begin(b); }
+  /// Rounded up in every row: the states of row b and head h begin at saved_before(b, h).
+  int64_t states_saved() const { return saved_before(B, 0); }
+  int64_t saved_before(int64_t b, int64_t h) const {
+    const int64_t rows = row_begin(b) / keep + b;  // at most this many a head in the rows before
+    const int64_t own = b < B ? row_chunks(b) / keep + 1 : 0;
+    return rows * H + h * own;
+  }
+};
+
+struct RecurrenceResult {
+  float* o;  // [B, T, H, V]
+  float* S;  // [B, H, K, V], after the call
+};
+
+/// Gradients of the results, and of the inputs; beta and g are null where the call has none.
+struct RecurrenceGradients {
+  const float *o, *S_after;
+  float *q, *k, *v, *beta, *g, *S;
+};
+
+void linear_recurrence_forward(const RecurrenceCall& call, const RecurrenceResult& result);
+void linear_recurrence_backward(const RecurrenceCall& call, const RecurrenceGradients& gradients);
+
+}  // namespace lineal::kernels::cpu
