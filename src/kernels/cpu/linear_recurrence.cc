@@ -23,6 +23,8 @@
 #define HWY_TARGET_INCLUDE "kernels/cpu/linear_recurrence.cc"
 #include <hwy/foreach_target.h>
 
+#include <hwy/cache_control.h>
+
 #include "kernels/cpu/linear_recurrence.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/rows-inl.h"
@@ -37,6 +39,49 @@ using namespace lineal::kernels::cpu;
 
 constexpr int64_t kC = kChunk;
 constexpr int64_t kSolved = 8;  // rows of the triangular system between two products
+
+/// Asks memory for what the next chunk reads and writes, a few lines between the pieces of this one's products: all at
+/// once they would wait for one another.
+class Ahead {
+ public:
+  /// Of an x [B, T, H, n].
+  struct Rows {
+    const float* x;
+    int64_t n;
+  };
+
+  /// What is needed of `rows` tokens, the first of which is at `token` in [B, T, H].
+  void begin(int64_t rows, int64_t token, int64_t H, std::initializer_list<Rows> list) {
+    left_ = rows, token_ = token, H_ = H;
+    count_ = list.size();
+    std::copy(list.begin(), list.end(), list_);
+  }
+  void some() {
+    for (int64_t i = 0; i < kRows && left_ > 0; ++i, --left_, token_ += H_) {
+      for (size_t l = 0; l < count_; ++l) {
+        const float* row = list_[l].x + token_ * list_[l].n;
+        for (int64_t j = 0; j < list_[l].n; j += kAlign) hwy::Prefetch(row + j);
+      }
+    }
+  }
+
+ private:
+  static constexpr int64_t kRows = 4;
+  int64_t left_ = 0, token_ = 0, H_ = 0;
+  size_t count_ = 0;
+  Rows list_[8];
+};
+
+/// product in pieces.
+template <Store store>
+void product_ahead(Ahead& ahead, int64_t m, int64_t n, int64_t k, Elements a, const float* b, int64_t b_row, float* c,
+                   int64_t c_row) {
+  constexpr int64_t kPiece = 12;
+  for (int64_t i = 0; i < m; i += kPiece, a.data += kPiece * a.row, c += kPiece * c_row) {
+    product<store>(std::min(kPiece, m - i), n, k, a, b, b_row, c, c_row);
+    ahead.some();
+  }
+}
 
 /// What forward and backward share of one head. Columns are padded.
 struct Head {
@@ -147,6 +192,11 @@ class Forward {
       if (call_.states && n % call_.keep == 0) {
         store_state(call_.states + (call_.saved_before(b, h) + n / call_.keep) * size);
       }
+      if (n + 1 < call_.row_chunks(b)) {
+        const RecurrenceChunk& next = *(&chunk + 1);
+        ahead_.begin(next.count, head_.token(b, h, next, 0), call_.H,
+                     {{call_.q, K_}, {call_.k, K_}, {call_.v, V_}, {result_.o, V_}});
+      }
       run(b, h, chunk);
     }
     store_state(result_.S + index * size);
@@ -161,7 +211,8 @@ class Forward {
     const int64_t c = chunk.count, first = head_.first(c);
     head_.load(b, h, chunk);
     head_.scores(c);
-    product<Store::set>(head_.rows(c), V_, K_, {head_.X + first * Kp_, Kp_}, S_, Vp_, Z_ + first * Vp_, Vp_);
+    product_ahead<Store::set>(ahead_, head_.rows(c), V_, K_, {head_.X + first * Kp_, Kp_}, S_, Vp_, Z_ + first * Vp_,
+                              Vp_);
     head_.decay(c, Vp_, Z_);
     for (int64_t i = 0; i < c; ++i) {
       copy_padded(call_.v + head_.token(b, h, chunk, i) * V_, V_, Vp_, U_ + i * Vp_);
@@ -175,7 +226,7 @@ class Forward {
       for (int64_t i = 0; i < c; ++i) scale(head_.after(c, i), Vp_, U_ + i * Vp_);
       scale(head_.through(c), K_ * Vp_, S_);
     }
-    product<Store::add>(K_, V_, c, {head_.X, 1, Kp_}, U_, Vp_, S_, Vp_);
+    product_ahead<Store::add>(ahead_, K_, V_, c, {head_.X, 1, Kp_}, U_, Vp_, S_, Vp_);
   }
 
   /// U from v - d k S.
@@ -198,6 +249,7 @@ class Forward {
   const RecurrenceCall& call_;
   const RecurrenceResult& result_;
   Head head_;
+  Ahead ahead_;
   int64_t K_, V_, Kp_, Vp_;
   float* S_;  // [K, Vp]
   float* U_;  // [C, Vp]
@@ -239,7 +291,20 @@ class Backward {
       const auto state = [&](int64_t n) { return states_ + (n - first) * state_size_; };
       load_state(call_.states + (call_.saved_before(b, h) + first / keep) * size, state(first));
       for (int64_t n = first; n + 1 < last; ++n) advance(b, h, n, state(n), state(n + 1));
-      for (int64_t n = last - 1; n >= first; --n) run(b, h, chunk(b, n), state(n));
+      for (int64_t n = last - 1; n >= first; --n) {
+        if (n > 0) {
+          const RecurrenceChunk& next = chunk(b, n - 1);
+          ahead_.begin(next.count, head_.token(b, h, next, 0), call_.H,
+                       {{call_.q, K_},
+                        {call_.k, K_},
+                        {head_.corrects ? call_.errors : call_.v, V_},
+                        {d_.o, V_},
+                        {d_.q, K_},
+                        {d_.k, K_},
+                        {d_.v, V_}});
+        }
+        run(b, h, chunk(b, n), state(n));
+      }
     }
     transpose(V_, K_, R_, Kp_, work_, Vp_);
     for (int64_t i = 0; i < K_; ++i) copy(work_ + i * Vp_, V_, d_.S + index * size + i * V_);
@@ -308,25 +373,25 @@ class Backward {
     transpose(c, V_, U_, Vp_, columns_, kC);
     head_.scores(c, E_, V_, Vp_, columns_, dF_);
     head_.decay(c, Vp_, E_);
-    product<Store::set>(rows, K_, V_, {E, Vp_}, S, Kp_, dX, Kp_);
+    product_ahead<Store::set>(ahead_, rows, K_, V_, {E, Vp_}, S, Kp_, dX, Kp_);
     for (int64_t half = first; half < 2 * c; half += c) {
       product<Store::add>(c, K_, c, {dF_ + half * kC, kC}, head_.X, Kp_, dX_ + half * Kp_, Kp_, 1, /*lower=*/true);
     }
     product<Store::set>(c, K_, rows, {dF, 1, kC}, X, Kp_, stored_, Kp_);
     decay_stored(c);
-    product<Store::add>(c, K_, V_, {U_, Vp_}, R_, Kp_, stored_, Kp_);
+    product_ahead<Store::add>(ahead_, c, K_, V_, {U_, Vp_}, R_, Kp_, stored_, Kp_);
     give(b, h, chunk, through);
     if (chunk.restart) {
       std::fill_n(R_, state_size_, 0.0f);
     } else {
       if (head_.decays) scale(head_.through(c), state_size_, R_);
-      product<Store::add>(V_, K_, rows, {E, 1, Vp_}, X, Kp_, R_, Kp_);
+      product_ahead<Store::add>(ahead_, V_, K_, rows, {E, 1, Vp_}, X, Kp_, R_, Kp_);
     }
   }
 
   /// dU; returns <S', R> where it counts.
   float values(int64_t c, const float* S) {
-    product<Store::set>(V_, c, K_, {R_, Kp_}, head_.k_columns, kC, columns_, kC);  // (k R)^T
+    product_ahead<Store::set>(ahead_, V_, c, K_, {R_, Kp_}, head_.k_columns, kC, columns_, kC);  // (k R)^T
     transpose(V_, c, columns_, kC, dU_, Vp_);
     float through = 0;
     if (head_.decays) {
@@ -387,6 +452,7 @@ class Backward {
   const RecurrenceCall& call_;
   const RecurrenceGradients& d_;
   Head head_;
+  Ahead ahead_;
   int64_t K_, V_, Kp_, Vp_, state_size_;
   float* states_;        // [keep][Vp, Kp]: S^T at the start of each chunk of a group
   float* R_;             // [Vp, Kp]: R^T
