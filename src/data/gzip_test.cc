@@ -67,6 +67,7 @@ TEST(Gzip, NoFlippedBitGoesUnnoticed) {
 TEST(Gzip, RefusesWhatFollowsOrIsNoGzip) {
   const TemporaryFolder folder;
   for (const std::string& bad : {gzip_of("text") + "rest", gzip_of("text") + std::string("\0\0rest", 6),
+                                 gzip_of("text") + std::string(2, '\0') + gzip_of("another member"),
                                  std::string("plain text, not compressed")}) {
     write_atomic(folder / "x.gz", bad);
     EXPECT_TRUE(throws_error([&] { read_gzip(folder / "x.gz"); }, {"x.gz: corrupt gzip near byte"}));

@@ -4,12 +4,14 @@
 #include <gtest/gtest.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <chrono>
 #include <cstring>
 #include <set>
+#include <thread>
 
 #include "core/file.h"
 #include "core/registry.h"
@@ -249,10 +251,17 @@ class Liar : public Wide {
   int64_t vocab_size() const override { return 256; }
 };
 
+class Negative : public Wide {
+ public:
+  std::vector<int64_t> encode(std::string_view) const override { return {3, -1}; }
+};
+
 TEST(TokenStore, RefusesIdsOutOfRange) {
   const Corpus corpus;
   EXPECT_TRUE(throws_error([&] { TokenStore::open(corpus.paths, Liar(), "liar", corpus.options()); },
                            {"token id 898, expected 0 to 255"}));
+  EXPECT_TRUE(throws_error([&] { TokenStore::open(corpus.paths, Negative(), "negative", corpus.options()); },
+                           {"token id -1, expected 0 to 1000"}));
 }
 
 TEST(TokenStore, ReportsProgress) {
@@ -272,6 +281,15 @@ TEST(TokenStore, ReportsProgress) {
   ASSERT_EQ(reads.size(), 4u);
   EXPECT_TRUE(std::is_sorted(reads.begin(), reads.end()));
   EXPECT_LE(reads.back(), size);
+
+  // How much a pipe holds is not known.
+  ASSERT_EQ(::mkfifo((corpus.cache / "pipe").c_str(), 0600), 0);
+  std::thread writer([&] { write_atomic(corpus.cache / "pipe", std::string(2'000'001, 'p')); });
+  reads.clear();
+  TokenStore::open({corpus.cache / "pipe", corpus.folder / "d"}, *corpus.bytes, "bytes", options);
+  writer.join();
+  EXPECT_EQ(sum, 0);
+  EXPECT_GT(reads.size(), 4u);
 }
 
 TEST(TokenStore, BuildsInConstantMemory) {
