@@ -367,6 +367,24 @@ TEST_F(TrainProgram, ReadingALongTextShowsOnATerminal) {
   EXPECT_NE(result.err.find("reading text: 1."), std::string::npos) << result.err;
 }
 
+TEST_F(TrainProgram, InterruptedFinishesTheStepSavesAndTellsHowToGoOn) {
+  for (const int signal : {SIGINT, SIGTERM}) {
+    const std::string name = "run" + std::to_string(signal);
+    Program program(tiny(name, {"--steps", "1000000", "--save-every", "1000000"}), folder_.path());
+    ASSERT_TRUE(wait_for(program, [&] { return fs::exists(folder_ / name / "metrics.jsonl"); }));
+    program.signal(signal);
+    const auto result = program.wait();
+    EXPECT_EQ(result.code, 130) << result.err;
+    EXPECT_NE(result.err.find("lineal train --resume " + (folder_ / name).string()), std::string::npos) << result.err;
+    ASSERT_TRUE(fs::exists(folder_ / name / "checkpoints")) << signal;
+    const auto names = fs::directory_iterator(folder_ / name / "checkpoints");
+    ASSERT_NE(names, fs::directory_iterator());
+    const std::string step = names->path().filename().string().substr(5);
+    EXPECT_GE(std::stoll(step), 10);
+    EXPECT_EQ(resume(name, {"--steps", std::to_string(std::stoll(step) + 1)}).code, 0);
+  }
+}
+
 TEST_F(TrainProgram, InterruptedTwiceEndsAtOnce) {
   Program program(tiny("run", {"--batch-size", "1", "-c", "4000000", "--segment", "16"}), folder_.path());
   ASSERT_TRUE(wait_for(program, [&] { return fs::exists(folder_ / "run" / "config.json"); }));
