@@ -44,15 +44,15 @@ struct Layout {
     scatter = (target + row * (n * C)).flatten().to(position.device());
   }
 
-  /// x [B, T, H, K] -> n tensors [B, H, C, K], zeros for padding.
-  std::vector<Tensor> blocks(const Tensor& x) const {
+  /// x [B, T, H, K] -> [n, B, H, C, K], zeros for padding.
+  Tensor blocks(const Tensor& x) const {
     const int64_t B = x.size(0);
     Tensor y = x;
     if (gather.defined()) {
       const Tensor padding = at::zeros({B, 1, x.size(2), x.size(3)}, x.options());
       y = at::cat({x, padding}, 1).flatten(0, 1).index_select(0, gather);
     }
-    return y.reshape({B, n, C, x.size(2), x.size(3)}).permute({1, 0, 3, 2, 4}).contiguous().unbind(0);
+    return y.reshape({B, n, C, x.size(2), x.size(3)}).permute({1, 0, 3, 2, 4}).contiguous();
   }
 
   /// n tensors [B, H, C, K] -> [B, T, H, K].
@@ -94,10 +94,11 @@ Tensor InnerNorm::operator()(const Tensor& z) const {
 
 Tensor InnerNorm::loss_gradient(const Tensor& z, const Tensor& target) const {
   if (!on) return z - target;
-  const auto [normal, mean, rstd] = at::native_layer_norm(z, {z.size(-1)}, {}, {}, kEps);
-  const Tensor upstream = (at::addcmul(beta, gamma, normal) - target) * gamma;
-  return std::get<0>(
-      at::native_layer_norm_backward(upstream, z, {z.size(-1)}, mean, rstd, {}, {}, {true, false, false}));
+  const Tensor normal = at::layer_norm(z, {z.size(-1)}, {}, {}, kEps);
+  const Tensor r = (z.var(at::IntArrayRef{-1}, /*correction=*/0, /*keepdim=*/true) + kEps).rsqrt();
+  const Tensor u = (at::addcmul(beta, gamma, normal) - target) * gamma;
+  const auto mean = [](const Tensor& x) { return x.mean(-1, /*keepdim=*/true); };
+  return (u - mean(u) - normal * mean(u * normal)) * r;
 }
 
 Tensor InnerModel::dual(const InnerBatch&, const InnerNorm&, const Weights&, Weights&) const {
@@ -157,9 +158,16 @@ kernels::TTTOutput ttt_reference(const InnerModel& f, const kernels::TTTInput& i
   const Tensor position = Segments{in.starts}.positions(in.position, T);  // [B, T]
   const Layout layout(position, C);
   const Tensor place = position.remainder(C);
-  const auto q = layout.blocks(in.q), k = layout.blocks(in.k), eta = layout.blocks(in.eta.unsqueeze(3));
-  const auto target = layout.blocks(in.residual ? in.v - in.k : in.v);
-  const auto scales = layout.blocks(in.scale.index_select(0, place.flatten()).reshape({B, T, 1, 1}));
+  const Tensor all_q = layout.blocks(in.q), all_k = layout.blocks(in.k);
+  const auto q = all_q.unbind(0), k = all_k.unbind(0), eta = layout.blocks(in.eta.unsqueeze(3)).unbind(0);
+  const auto target = layout.blocks(in.residual ? in.v - in.k : in.v).unbind(0);
+  const auto scales = layout.blocks(in.scale.index_select(0, place.flatten()).reshape({B, T, 1, 1})).unbind(0);
+  std::vector<Tensor> qk, qk1;
+  if (dual) {
+    const Tensor products = at::matmul(all_q, all_k.transpose(-1, -2));
+    qk = products.tril().unbind(0), qk1 = (products + 1).tril().unbind(0);
+  }
+  const Tensor last_scale = in.scale.select(0, C - 1);
   const bool normed = in.gamma.defined();
   const InnerNorm norm{normed, normed ? in.gamma.unsqueeze(1) : Tensor(), normed ? in.beta.unsqueeze(1) : Tensor()};
 
@@ -171,7 +179,8 @@ kernels::TTTOutput ttt_reference(const InnerModel& f, const kernels::TTTInput& i
   if (!mid_batch) D.assign(D.size(), Tensor());
   std::vector<Tensor> z;
   std::vector<Tensor> before, after;  // sums of inner losses
-  const auto real = in.measure ? layout.blocks(at::ones({B, T, 1, 1}, in.scale.options())) : std::vector<Tensor>();
+  const auto real =
+      in.measure ? layout.blocks(at::ones({B, T, 1, 1}, in.scale.options())).unbind(0) : std::vector<Tensor>();
   for (int64_t n = 0; n < layout.n; ++n) {
     const Tensor restart = layout.restart.select(1, n), complete = layout.complete.select(1, n);
     for (size_t i = 0; i < W.size(); ++i) {
@@ -180,7 +189,7 @@ kernels::TTTOutput ttt_reference(const InnerModel& f, const kernels::TTTInput& i
     }
     const auto at_n = static_cast<size_t>(n);
     InnerBatch batch{q[at_n], k[at_n], target[at_n], eta[at_n], scales[at_n], {}};
-    if (dual) batch.qk = at::matmul(batch.q, batch.k.transpose(-1, -2)).tril();
+    if (dual) batch.qk = qk[at_n], batch.qk1 = qk1[at_n];
     z.push_back(dual ? f.dual(batch, norm, W, D) : ttt_primal(f, batch, norm, W, D));
     if (in.measure) {
       const at::NoGradGuard no_grad;
@@ -189,7 +198,7 @@ kernels::TTTOutput ttt_reference(const InnerModel& f, const kernels::TTTInput& i
       after.push_back(inner_loss(f, batch, norm, reached(W, D, batch.scale.gather(2, last)), real[at_n]));
     }
     for (size_t i = 0; i < W.size(); ++i) {
-      W[i] = select_rows(complete, W[i] - in.scale[-1] * D[i], W[i]);
+      W[i] = select_rows(complete, at::addcmul(W[i], last_scale, D[i], -1), W[i]);
       D[i] = complete.all().item<bool>() ? Tensor() : select_rows(complete, at::zeros_like(D[i]), D[i]);
     }
   }

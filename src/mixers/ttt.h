@@ -27,7 +27,8 @@ struct InnerBatch {
   Tensor target;  // [B, H, C, K]  what f with its norm should give for k: v - k with the residual, else v
   Tensor eta;     // [B, H, C, 1]  0 for padding
   Tensor scale;   // [B, 1, C, 1]  s_i
-  Tensor qk;      // [B, H, C, C]  tril(q k^T); for `dual` only
+  Tensor qk;      // [B, H, C, C]  tril(q k^T), for `dual` only
+  Tensor qk1;     // [B, H, C, C]  tril(q k^T + 1), the same where inputs end with a 1 for the bias
 };
 
 /// What an inner model's loss knows: the head's norm, absent when off.

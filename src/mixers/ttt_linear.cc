@@ -33,9 +33,9 @@ class Linear : public InnerModel {
   Tensor dual(const InnerBatch& batch, const InnerNorm& norm, const Weights& W, Weights& D) const override {
     const auto f = [&](const Tensor& x) { return forward(x, W); };
     const Tensor G = norm.loss_gradient(f(batch.k), batch.target) * batch.eta;  // [B, H, C, K]
-    Tensor moved = at::matmul(bias_ ? (batch.qk + 1).tril() : batch.qk, G);
+    Tensor moved = at::matmul(bias_ ? batch.qk1 : batch.qk, G);
     if (D[0].defined()) moved = moved + forward(batch.q, D);
-    const Tensor z = f(batch.q) - batch.scale * moved;
+    const Tensor z = at::addcmul(f(batch.q), batch.scale, moved, -1);
     const Tensor sum = at::matmul(batch.k.transpose(-1, -2), G);
     D[0] = D[0].defined() ? D[0] + sum : sum;
     if (bias_) D[1] = D[1].defined() ? D[1] + G.sum(2, true) : G.sum(2, true);

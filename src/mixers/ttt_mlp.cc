@@ -37,7 +37,7 @@ class Mlp : public InnerModel {
     const Tensor G2 = norm.loss_gradient(layer(h, W, 1), batch.target);
     const Tensor G1 = at::gelu_backward(at::matmul(G2, W[second()].transpose(-1, -2)), u_k, "tanh") * batch.eta;
     const Tensor G2_eta = G2 * batch.eta;
-    const Tensor u = move(batch, batch.q, bias_ ? (batch.qk + 1).tril() : batch.qk, G1, W, D, 0);
+    const Tensor u = move(batch, batch.q, bias_ ? batch.qk1 : batch.qk, G1, W, D, 0);
     const Tensor a = at::gelu(u, "tanh");
     const Tensor ah = (at::matmul(a, h.transpose(-1, -2)) + (bias_ ? 1 : 0)).tril();
     const Tensor z = move(batch, a, ah, G2_eta, W, D, 1);
@@ -60,7 +60,7 @@ class Mlp : public InnerModel {
               const Weights& D, size_t index) const {
     Tensor moved = at::matmul(products, G);
     if (D[index * second()].defined()) moved = moved + layer(x, D, index);
-    return layer(x, W, index) - batch.scale * moved;
+    return at::addcmul(layer(x, W, index), batch.scale, moved, -1);
   }
 
   /// D += sum_j h_j^T G_j, and G_j for the bias.

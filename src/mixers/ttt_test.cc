@@ -29,6 +29,7 @@ Inner random_inner(const InnerModel& f, int64_t B, int64_t H, int64_t C, int64_t
   b.eta = normal({B, H, C, 1}, 4, at::kDouble).sigmoid() / 4;
   b.scale = normal({B, 1, C, 1}, 5, at::kDouble).sigmoid();
   b.qk = at::matmul(b.q, b.k.transpose(-1, -2)).tril();
+  b.qk1 = (b.qk + 1).tril();
   inner.norm.on = norm;
   inner.norm.gamma = 1 + 0.1 * normal({H, 1, K}, 6, at::kDouble);
   inner.norm.beta = 0.1 * normal({H, 1, K}, 7, at::kDouble);
@@ -215,6 +216,7 @@ TEST_P(PrimalDual, AgreeWithGradients) {
     leaf(in.batch.q), leaf(in.batch.k), leaf(in.batch.target), leaf(in.batch.eta), leaf(in.batch.scale);
     for (auto& w : in.W) leaf(w);
     in.batch.qk = at::matmul(in.batch.q, in.batch.k.transpose(-1, -2)).tril();
+    in.batch.qk1 = (in.batch.qk + 1).tril();
     std::vector<Tensor> out = {dual ? f->dual(in.batch, in.norm, in.W, in.D)
                                     : ttt_primal(*f, in.batch, in.norm, in.W, in.D)};
     out.insert(out.end(), in.D.begin(), in.D.end());

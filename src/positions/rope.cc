@@ -10,10 +10,16 @@ Tensor rope(const Tensor& x, const Tensor& position, double theta, RopePairs pai
   const int64_t K = x.size(3);
   const auto wide = x.options().dtype(at::kDouble);
   const Tensor frequency = (at::arange(0, K, 2, wide) * (-std::log(theta) / static_cast<double>(K))).exp();
-  const Tensor angle = position.to(wide).unsqueeze(-1) * frequency;  // [B, T, K/2]
   const auto compute = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  const Tensor cos = angle.cos().to(compute).unsqueeze(2);  // [B, T, 1, K/2]
-  const Tensor sin = angle.sin().to(compute).unsqueeze(2);
+  const int64_t end = position.max().item<int64_t>() + 1;  // fewer positions than tokens: each angle once
+  const bool table = end < position.numel();
+  const Tensor place = table ? at::arange(end, position.options()) : position;
+  const Tensor angle = place.to(wide).unsqueeze(-1) * frequency;
+  const auto of_tokens = [&](const Tensor& y) {  // [B, T, 1, K/2]
+    const Tensor z = y.to(compute);
+    return (table ? at::index(z, {position}) : z).unsqueeze(2);
+  };
+  const Tensor cos = of_tokens(angle.cos()), sin = of_tokens(angle.sin());
   const Tensor y = x.to(compute);
   Tensor u, w, rotated;
   if (pairs == RopePairs::halves) {
