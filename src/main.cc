@@ -34,6 +34,7 @@ std::string out_of_memory(const std::string& message, const lineal::CommandSpec&
 }  // namespace
 
 int main(int argc, char** argv) {
+  lineal::keep_freed_memory();
   const lineal::CommandSpec* command = nullptr;
   try {
     const std::vector<std::string> args(argv + 1, argv + argc);
