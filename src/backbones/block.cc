@@ -12,7 +12,10 @@ SwiGlu::SwiGlu(int64_t D, int64_t width) {
   down_proj_ = register_module("down_proj", linear(width, D));
 }
 
-Tensor SwiGlu::forward(const Tensor& x) { return down_proj_(at::silu(gate_proj_(x)) * up_proj_(x)); }
+Tensor SwiGlu::forward(const Tensor& x) {
+  const auto reference = [](const Tensor& gate, const Tensor& up) { return at::silu(gate) * up; };
+  return down_proj_(kernels::use(kernels::swiglu, reference, gate_proj_(x), up_proj_(x)));
+}
 
 void SwiGlu::reset_parameters(double deviation) {
   for (auto* map : {&gate_proj_, &up_proj_, &down_proj_}) reset_linear(*map, deviation);
@@ -44,9 +47,10 @@ State Block::initial_state(int64_t B) const {
 Tensor Block::forward(const Tensor& x, State& state, const Segments& segments) {
   Tensor y = x;
   if (conv_) y = y + conv_->forward(conv_norm_->forward(y), state["conv"], segments);
-  y = y + mixer_->forward(seq_norm_->forward(y), state.child("mixer"), segments);
-  if (mlp_) y = y + mlp_->forward(ffn_norm_->forward(y));
-  return y;
+  const Tensor mixed = mixer_->forward(seq_norm_->forward(y), state.child("mixer"), segments);
+  if (!mlp_) return y + mixed;
+  const auto [normed, sum] = ffn_norm_->add(y, mixed);
+  return sum + mlp_->forward(normed);
 }
 
 void Block::reset_parameters(double deviation) {

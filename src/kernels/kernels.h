@@ -109,4 +109,33 @@ struct RecurrenceOutput {
 
 extern const Operation<RecurrenceOutput, RecurrenceInput> linear_attention, delta_rule;
 
+/// What an RMS norm reads: y = weight * s / sqrt(mean(s^2) + eps) over the last dimension, s = x + added.
+struct NormInput {
+  Tensor x;       // [..., D]
+  Tensor added;   // [..., D], or undefined: nothing
+  Tensor weight;  // [D]
+  double eps;
+  bool narrow = false;  // y in bfloat16
+};
+
+struct NormOutput {
+  Tensor y, sum;  // [..., D]
+};
+
+extern const Operation<NormOutput, NormInput> rms_norm;
+
+/// What a rotary embedding reads; formulas in positions/rope.h.
+struct RopeInput {
+  Tensor x;          // [B, T, H, K], K even
+  Tensor cos, sin;   // [P, K/2]
+  Tensor place;      // int64 [B, T], each token's row of cos and sin
+  bool interleaved;  // pairs (2i, 2i+1); else (i, i + K/2)
+};
+
+/// x rotated, of the type of x.
+extern const Operation<Tensor, RopeInput> rope;
+
+/// silu(gate) * up, both [..., F].
+extern const Operation<Tensor, Tensor, Tensor> swiglu;
+
 }  // namespace lineal::kernels

@@ -3,7 +3,10 @@
 #pragma once
 
 #include <ATen/ATen.h>
+#include <ATen/autocast_mode.h>
 #include <torch/nn/module.h>
+
+#include "kernels/kernels.h"
 
 namespace lineal {
 
@@ -12,7 +15,9 @@ using at::Tensor;
 class RmsNorm : public torch::nn::Module {
  public:
   RmsNorm(int64_t D, double eps) : eps_(eps) { weight = register_parameter("weight", at::ones({D})); }
-  Tensor forward(const Tensor& x) const { return at::rms_norm(x, {x.size(-1)}, weight, eps_); }
+  Tensor forward(const Tensor& x) const { return normed(x, {}).y; }
+  /// x + added, and its norm.
+  kernels::NormOutput add(const Tensor& x, const Tensor& added) const { return normed(x, added); }
 
   void reset_parameters() {
     at::NoGradGuard no_grad;
@@ -22,6 +27,19 @@ class RmsNorm : public torch::nn::Module {
   Tensor weight;
 
  private:
+  /// What autocast would round on its way into a matrix product is written in bfloat16.
+  kernels::NormOutput normed(const Tensor& x, const Tensor& added) const {
+    const auto device = x.device().type();
+    const bool narrow = x.scalar_type() == at::kFloat && at::autocast::is_autocast_enabled(device) &&
+                        at::autocast::get_autocast_dtype(device) == at::kBFloat16;
+    const auto reference = [](const kernels::NormInput& in) {
+      const Tensor sum = in.added.defined() ? in.x + in.added : in.x;
+      const Tensor y = at::rms_norm(sum, {sum.size(-1)}, in.weight, in.eps);
+      return kernels::NormOutput{in.narrow ? y.to(at::kBFloat16) : y, sum};
+    };
+    return kernels::use(kernels::rms_norm, reference, {x, added, weight, eps_, narrow});
+  }
+
   double eps_;
 };
 

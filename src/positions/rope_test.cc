@@ -1,7 +1,9 @@
 #include "positions/rope.h"
 
 #include <ATen/ATen.h>
+#include <torch/csrc/autograd/autograd.h>
 
+#include "kernels/kernels.h"
 #include "testing/testing.h"
 
 namespace lineal {
@@ -69,6 +71,33 @@ TEST(Rope, FarPositionsOfFloat32AreExact) {
   for (const auto pairs : {RopePairs::halves, RopePairs::interleaved}) {
     EXPECT_CLOSE(rope(x, position, 1e4, pairs), rope(x.to(at::kDouble), position, 1e4, pairs), 1e-6);
     EXPECT_EQ(rope(x.to(at::kBFloat16), position, 1e4, pairs).scalar_type(), at::kBFloat16);
+  }
+}
+
+/// The kernel against the definition in float64, forward and backward, at sizes that leave vectors half empty.
+TEST(Rope, FusedIsTheReference) {
+  for (const int64_t K : {2, 6, 16, 34, 64, 100}) {
+    for (const auto pairs : {RopePairs::interleaved, RopePairs::halves}) {
+      for (const auto type : {at::kFloat, at::kBFloat16}) {
+        for (const int64_t first : {0, 70000}) {  // a table of few positions, and positions of their own
+          SCOPED_TRACE(testing::Message() << "K " << K << ", first position " << first << ", " << type);
+          const Tensor position = (at::arange(21).remainder(7) + first).reshape({3, 7});
+          const Tensor x = normal({3, 7, 5, K}, 4).to(type), weight = normal({3, 7, 5, K}, 5).to(type);
+          const auto outcome = [&](at::ScalarType to, kernels::Choice choice) {
+            const Tensor leaf = x.to(to).requires_grad_();
+            kernels::choose(choice);
+            const Tensor y = rope(leaf, position, 1e4, pairs);
+            kernels::choose(kernels::Choice::automatic);
+            return std::pair(y, torch::autograd::grad({(y * weight.to(to)).sum()}, {leaf})[0]);
+          };
+          const auto [y, gradient] = outcome(type, kernels::Choice::fused);
+          const auto [expected, expected_gradient] = outcome(at::kDouble, kernels::Choice::reference);
+          EXPECT_EQ(y.scalar_type(), type);
+          EXPECT_CLOSE_RMS(y.to(at::kDouble), expected, type == at::kFloat ? 1e-5 : 5e-3);
+          EXPECT_CLOSE_RMS(gradient.to(at::kDouble), expected_gradient, type == at::kFloat ? 1e-4 : 8e-3);
+        }
+      }
+    }
   }
 }
 

@@ -1,0 +1,72 @@
+// Rotary embedding as one differentiable operation: checks, memory and autograd around the kernel.
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "core/dims.h"
+#include "kernels/cpu/rope.h"
+#include "kernels/kernels.h"
+
+namespace lineal::kernels {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+/// c and s are tables [P, K], see cpu/rope.h.
+Tensor run(const Tensor& x, const Tensor& c, const Tensor& s, const Tensor& place, bool interleaved, float sign) {
+  const Tensor from = x.contiguous(), y = at::empty_like(from);
+  cpu::rope({.tokens = place.numel(),
+             .H = x.size(2),
+             .K = x.size(3),
+             .bfloat16 = x.scalar_type() == at::kBFloat16,
+             .interleaved = interleaved,
+             .sign = sign,
+             .x = from.const_data_ptr(),
+             .c = c.const_data_ptr<float>(),
+             .s = s.const_data_ptr<float>(),
+             .place = place.const_data_ptr<int64_t>(),
+             .y = y.mutable_data_ptr()});
+  return y;
+}
+
+class Rope : public torch::autograd::Function<Rope> {
+ public:
+  static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& c, const Tensor& s,
+                        const Tensor& place, bool interleaved) {
+    context->save_for_backward({c, s, place});
+    context->saved_data["interleaved"] = interleaved;
+    return run(x, c, s, place, interleaved, 1);
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+    if (at::GradMode::is_enabled()) {
+      fail("rope: the fused kernel has no second derivative, expected --kernels reference");
+    }
+    const variable_list saved = context->get_saved_variables();
+    const bool interleaved = context->saved_data["interleaved"].toBool();
+    return {run(gradients[0], saved[0], saved[1], saved[2], interleaved, -1), Tensor(), Tensor(), Tensor(), Tensor()};
+  }
+};
+
+std::optional<Tensor> fused(const RopeInput& in) {
+  Dims dims("rope", {{'F', in.x.size(-1) / 2}});
+  dims.check(in.x, "BTHK", "x");
+  dims.check(in.cos, "PF", "cos");
+  dims.check(in.sin, "PF", "sin");
+  dims.check(in.place, "BT", "place");
+  const auto type = in.x.scalar_type();
+  if (!in.x.is_cpu() || (type != at::kFloat && type != at::kBFloat16) || in.x.numel() == 0) return {};
+  if (in.cos.scalar_type() != at::kFloat || in.sin.scalar_type() != at::kFloat) return {};
+  const auto both = [&](const Tensor& first, const Tensor& second) {  // of each pair, [P, K]
+    return in.interleaved ? at::stack({first, second}, 2).flatten(1) : at::cat({first, second}, 1);
+  };
+  const Tensor c = both(in.cos, in.cos), s = both(-in.sin, in.sin), place = in.place.contiguous();
+  const bool differentiable = at::GradMode::is_enabled() && in.x.requires_grad();
+  return differentiable ? Rope::apply(in.x, c, s, place, in.interleaved) : run(in.x, c, s, place, in.interleaved, 1);
+}
+
+}  // namespace
+
+const Operation<Tensor, RopeInput> rope("rope", fused);
+
+}  // namespace lineal::kernels
