@@ -29,7 +29,8 @@ std::string cpu_instructions() {
 }
 
 const std::vector<const Uses*>& uses() {
-  static const std::vector<const Uses*> all = {&ttt_linear, &linear_attention, &delta_rule, &rope, &rms_norm, &swiglu};
+  static const std::vector<const Uses*> all = {&ttt_linear, &ttt_mlp, &linear_attention, &delta_rule, &rope,
+                                               &rms_norm,   &swiglu};
   return all;
 }
 

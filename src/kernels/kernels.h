@@ -89,7 +89,7 @@ struct TTTOutput {
   Tensor inner_loss;         // with `measure`: [2], mean over tokens before and after their inner batch's steps
 };
 
-extern const Operation<TTTOutput, TTTInput> ttt_linear;
+extern const Operation<TTTOutput, TTTInput> ttt_linear, ttt_mlp;
 
 /// What a linear recurrence reads: S_t = exp(g_t) S_{t-1} + k_t u_t^T and o_t = S_t^T q_t, where u_t = v_t, or with
 /// beta the delta rule's beta_t (v_t - exp(g_t) S_{t-1}^T k_t).

@@ -1,4 +1,4 @@
-// TTT's inner loop as one differentiable operation: checks, memory and autograd around the kernels.
+// TTT's inner loop as one differentiable operation per inner model: checks, memory and autograd around the kernels.
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -39,76 +39,97 @@ std::vector<std::vector<cpu::InnerBlock>> inner_blocks(const TTTInput& in, int64
 bool present(const Tensor& x) { return x.defined() && x.numel() > 0; }
 const float* data(const Tensor& x) { return present(x) ? x.const_data_ptr<float>() : nullptr; }
 float* mutable_data(const Tensor& x) { return present(x) ? x.mutable_data_ptr<float>() : nullptr; }
+cpu::Tokens<const void> tokens(const Tensor& x) { return {x.const_data_ptr(), x.scalar_type() == at::kBFloat16}; }
+cpu::Tokens<void> mutable_tokens(const Tensor& x) { return {x.mutable_data_ptr(), x.scalar_type() == at::kBFloat16}; }
 
-/// Inputs and results in the order autograd sees them.
-enum { kQ, kK, kV, kEta, kScale, kGamma, kBeta, kInitialW, kInitialB, kW, kB, kDW, kDB, kInputs };
-enum { kO, kNewW, kNewB, kNewDW, kNewDB, kKNormal, kQNormal, kKRstd, kQRstd, kStates, kSaved };
+/// Inputs in the order autograd sees them: these, then the inner model's weights three times, as W_0, W and D.
+enum { kQ, kK, kV, kEta, kScale, kGamma, kBeta, kWeights };
+/// What the forward pass leaves for the backward pass besides.
+enum { kKNormal, kQNormal, kKRstd, kQRstd, kStates, kSaved };
 
-cpu::TTTLinearCall make_call(const variable_list& in, const TTTInput& options) {
-  cpu::TTTLinearCall call;
-  call.B = in[kQ].size(0), call.T = in[kQ].size(1), call.H = in[kQ].size(2), call.K = in[kQ].size(3);
-  call.C = in[kScale].size(0);
-  call.residual = options.residual;
-  call.norm = present(in[kGamma]);
-  call.q = data(in[kQ]), call.k = data(in[kK]), call.v = data(in[kV]), call.eta = data(in[kEta]);
-  call.scale = data(in[kScale]), call.gamma = data(in[kGamma]), call.beta = data(in[kBeta]);
-  call.initial = {data(in[kInitialW]), data(in[kInitialB])};
-  call.W = {data(in[kW]), data(in[kB])};
-  call.D = {data(in[kDW]), data(in[kDB])};
-  return call;
-}
+/// One call: what lasts from the forward to the backward pass, but for the tensors.
+struct Call : torch::CustomClassHolder {
+  const cpu::TTTKernel& kernel;
+  cpu::TTTCall raw;
+  size_t weights;         // tensors of the inner model's
+  size_t W_0, W, D, end;  // where they begin among the inputs
 
-/// The call that forward made, kept for backward.
-struct Saved : torch::CustomClassHolder {
-  cpu::TTTLinearCall call;
+  Call(const cpu::TTTKernel& the_kernel, const TTTInput& in)
+      : kernel(the_kernel),
+        weights(in.W.size()),
+        W_0(kWeights),
+        W(kWeights + weights),
+        D(kWeights + 2 * weights),
+        end(kWeights + 3 * weights) {
+    raw.B = in.q.size(0), raw.T = in.q.size(1), raw.H = in.q.size(2), raw.K = in.q.size(3);
+    raw.C = in.scale.size(0);
+    raw.residual = in.residual;
+    raw.norm = in.gamma.defined();
+    raw.bias = weights > kernel.layers;
+    raw.blocks = inner_blocks(in, raw.B, raw.T, raw.C);
+    raw.keep = kernel.keep;
+    raw.state_size = kernel.state_size(raw.K);
+  }
+
+  /// The layers whose weights begin at list[first].
+  template <class Float, class Data>
+  cpu::Layers<Float> layers(const variable_list& list, size_t first, Data pointer) const {
+    cpu::Layers<Float> result;
+    for (size_t i = 0; i < kernel.layers; ++i) {
+      result[i].W = pointer(list[first++]);
+      if (raw.bias) result[i].b = pointer(list[first++]);
+    }
+    return result;
+  }
+
+  void point_to(const variable_list& in, const variable_list& saved) {
+    raw.q = tokens(in[kQ]), raw.k = tokens(in[kK]), raw.v = tokens(in[kV]);
+    raw.eta = data(in[kEta]), raw.scale = data(in[kScale]), raw.gamma = data(in[kGamma]), raw.beta = data(in[kBeta]);
+    raw.initial = layers<const float>(in, W_0, data);
+    raw.W = layers<const float>(in, W, data);
+    raw.D = layers<const float>(in, D, data);
+    raw.k_normal = mutable_data(saved[kKNormal]), raw.q_normal = mutable_data(saved[kQNormal]);
+    raw.k_rstd = mutable_data(saved[kKRstd]), raw.q_rstd = mutable_data(saved[kQRstd]);
+    raw.states = mutable_data(saved[kStates]);
+  }
 };
 
-class TTTLinear : public torch::autograd::Function<TTTLinear> {
+class InnerLoop : public torch::autograd::Function<InnerLoop> {
  public:
-  /// The defined ones of o, W, b, DW, Db, and with `measure` the inner losses.
+  /// o, the weights, D, and with `measure` the inner losses.
   static variable_list forward(AutogradContext* context, at::TensorList inputs, const TTTInput& options,
-                               bool differentiable) {
+                               const cpu::TTTKernel& kernel, bool differentiable) {
     const variable_list in = inputs.vec();
-    cpu::TTTLinearCall call = make_call(in, options);
-    call.blocks = inner_blocks(options, call.B, call.T, call.C);
-    variable_list out(kSaved);
-    const auto float32 = in[kQ].options();
-    out[kO] = at::empty_like(in[kQ]);
-    for (int i = 0; i < 4; ++i) {
-      const Tensor& like = in[kW + i];
-      if (present(like)) out[kNewW + i] = at::empty_like(like);
-    }
+    auto call = c10::make_intrusive<Call>(kernel, options);
+    cpu::TTTCall& raw = call->raw;
+    const auto float32 = in[kEta].options();
+    variable_list saved(kSaved);
     if (differentiable) {
-      out[kKNormal] = at::empty_like(in[kQ]);
-      if (call.norm) {
-        out[kQNormal] = at::empty_like(in[kQ]);
-        out[kKRstd] = at::empty({call.B, call.T, call.H}, float32);
-        out[kQRstd] = at::empty({call.B, call.T, call.H}, float32);
+      saved[kKNormal] = at::empty_like(in[kQ], float32);
+      if (raw.norm) {
+        saved[kQNormal] = at::empty_like(in[kQ], float32);
+        saved[kKRstd] = at::empty({raw.B, raw.T, raw.H}, float32);
+        saved[kQRstd] = at::empty({raw.B, raw.T, raw.H}, float32);
       }
-      out[kStates] = at::empty({call.saved_before(call.B * call.H)}, float32);
+      saved[kStates] = at::empty({raw.saved_before(raw.B * raw.H)}, float32);
     }
-    keep(call, out);
-    cpu::TTTLinearResult result{mutable_data(out[kO]),
-                                {mutable_data(out[kNewW]), mutable_data(out[kNewB])},
-                                {mutable_data(out[kNewDW]), mutable_data(out[kNewDB])}};
+    call->point_to(in, saved);
+    variable_list results = {at::empty_like(in[kQ])};
+    for (size_t i = call->W; i < call->end; ++i) results.push_back(at::empty_like(in[i]));
+    cpu::TTTResult result{mutable_tokens(results[0]), call->layers<float>(results, 1, mutable_data),
+                          call->layers<float>(results, 1 + call->weights, mutable_data)};
     Tensor losses;
     if (options.measure) {
-      losses = at::zeros({call.B * call.H, 2}, float32.dtype(at::kDouble));
+      losses = at::zeros({raw.B * raw.H, 2}, float32.dtype(at::kDouble));
       result.inner_loss = losses.mutable_data_ptr<double>();
     }
-    cpu::ttt_linear_forward(call, result);
+    kernel.forward(raw, result);
     if (differentiable) {
-      auto saved = c10::make_intrusive<Saved>();
-      saved->call = std::move(call);
-      context->saved_data["call"] = c10::IValue::make_capsule(saved);
-      variable_list tensors = in;
-      tensors.insert(tensors.end(), out.begin() + kKNormal, out.end());
-      context->save_for_backward(tensors);
+      context->saved_data["call"] = c10::IValue::make_capsule(call);
+      variable_list both = in;
+      both.insert(both.end(), saved.begin(), saved.end());
+      context->save_for_backward(both);
       context->set_materialize_grads(true);
-    }
-    variable_list results;
-    for (int i = kO; i <= kNewDB; ++i) {
-      if (out[i].defined()) results.push_back(out[i]);
     }
     if (losses.defined()) {
       results.push_back(losses.sum(0) / static_cast<double>(in[kEta].numel()));
@@ -118,109 +139,92 @@ class TTTLinear : public torch::autograd::Function<TTTLinear> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    if (at::GradMode::is_enabled()) {
-      fail("ttt_linear: the fused kernel has no second derivative, expected --kernels reference");
-    }
-    const variable_list saved = context->get_saved_variables();
     const auto holder = context->saved_data["call"].toCapsule();
-    cpu::TTTLinearCall call = static_cast<Saved*>(holder.get())->call;
-    const variable_list in(saved.begin(), saved.begin() + kInputs);
-    variable_list out(kSaved);
-    std::copy(saved.begin() + kInputs, saved.end(), out.begin() + kKNormal);
-    keep(call, out);
-
-    variable_list given(kKNormal), d(kInputs);
-    for (int i = kO, next = 0; i <= kNewDB; ++i) {
-      const Tensor& like = i == kO ? in[kQ] : in[kW + i - kNewW];
-      if (present(like)) given[i] = gradients[next++].contiguous();
+    Call call = static_cast<const Call&>(*holder);
+    if (at::GradMode::is_enabled()) {
+      fail(call.kernel.name, ": the fused kernel has no second derivative, expected --kernels reference");
     }
-    const auto per_row = [&](const Tensor& x, int64_t H) {
-      if (!present(x)) return Tensor();
+    const variable_list all = context->get_saved_variables();
+    const auto inputs = static_cast<std::ptrdiff_t>(call.end);
+    const variable_list in(all.begin(), all.begin() + inputs);
+    call.point_to(in, {all.begin() + inputs, all.end()});
+
+    variable_list given;
+    for (size_t i = 0; i < 1 + 2 * call.weights; ++i) given.push_back(gradients[i].contiguous());
+    variable_list d(call.end);
+    const auto per_row = [&](const Tensor& x, int64_t H) {  // shared inputs have a gradient from each row
       auto shape = x.sizes().vec();
       if (H > 0) shape.insert(shape.begin(), H);
-      shape.insert(shape.begin(), call.B);
+      shape.insert(shape.begin(), call.raw.B);
       return at::empty(shape, x.options());
     };
-    for (int i : {kQ, kK, kV, kEta, kW, kB}) {
-      if (present(in[i])) d[i] = at::empty_like(in[i]);
+    std::vector<size_t> shared;
+    for (size_t i = 0; i < call.end; ++i) {
+      if (!present(in[i])) continue;
+      const bool is_shared = i == kGamma || i == kBeta || (i >= call.W_0 && i < call.W);
+      if (is_shared) shared.push_back(i);
+      d[i] = i == kScale ? per_row(in[i], call.raw.H) : is_shared ? per_row(in[i], 0) : at::empty_like(in[i]);
+      if (i >= call.D) d[i].zero_();
     }
-    for (int i : {kDW, kDB}) {
-      if (present(in[i])) d[i] = at::zeros_like(in[i]);
-    }
-    for (int i : {kGamma, kBeta, kInitialW, kInitialB}) d[i] = per_row(in[i], 0);
-    d[kScale] = per_row(in[kScale], call.H);
-    cpu::ttt_linear_backward(call, {data(given[kO]),
-                                    {data(given[kNewW]), data(given[kNewB])},
-                                    {data(given[kNewDW]), data(given[kNewDB])},
-                                    mutable_data(d[kQ]),
-                                    mutable_data(d[kK]),
-                                    mutable_data(d[kV]),
-                                    mutable_data(d[kEta]),
-                                    mutable_data(d[kScale]),
-                                    mutable_data(d[kGamma]),
-                                    mutable_data(d[kBeta]),
-                                    {mutable_data(d[kInitialW]), mutable_data(d[kInitialB])},
-                                    {mutable_data(d[kW]), mutable_data(d[kB])},
-                                    {mutable_data(d[kDW]), mutable_data(d[kDB])}});
-    for (int i : {kGamma, kBeta, kInitialW, kInitialB}) {
-      if (d[i].defined()) d[i] = d[i].sum(0);
-    }
+    call.kernel.backward(
+        call.raw, {tokens(given[0]), call.layers<const float>(given, 1, data),
+                   call.layers<const float>(given, 1 + call.weights, data), mutable_tokens(d[kQ]),
+                   mutable_tokens(d[kK]), mutable_tokens(d[kV]), mutable_data(d[kEta]), mutable_data(d[kScale]),
+                   mutable_data(d[kGamma]), mutable_data(d[kBeta]), call.layers<float>(d, call.W_0, mutable_data),
+                   call.layers<float>(d, call.W, mutable_data), call.layers<float>(d, call.D, mutable_data)});
+    for (size_t i : shared) d[i] = d[i].sum(0);
     d[kScale] = d[kScale].sum({0, 1});
-    d.insert(d.end(), 2, Tensor());  // of the options
+    d.insert(d.end(), 3, Tensor());  // of the options
     return d;
-  }
-
- private:
-  static void keep(cpu::TTTLinearCall& call, const variable_list& out) {
-    call.k_normal = mutable_data(out[kKNormal]), call.q_normal = mutable_data(out[kQNormal]);
-    call.k_rstd = mutable_data(out[kKRstd]), call.q_rstd = mutable_data(out[kQRstd]);
-    call.states = mutable_data(out[kStates]);
   }
 };
 
-std::optional<TTTOutput> fused(const TTTInput& in) {
-  Dims dims("ttt_linear");
+void check(const cpu::TTTKernel& kernel, const TTTInput& in) {
+  Dims dims(kernel.name);
   dims.check(in.q, "BTHK", "q");
   dims.check(in.k, "BTHK", "k");
   dims.check(in.v, "BTHK", "v");
   dims.check(in.eta, "BTH", "eta");
   dims.check(in.scale, "C", "scale");
-  dims.check(in.W[0], "BHKK", "W");
-  if (!in.q.is_cpu() || in.q.scalar_type() != at::kFloat) return {};
-  const bool bias = in.W.size() > 1;
-  const auto weight = [&](const std::vector<Tensor>& list, size_t i) { return i == 0 || bias ? list[i] : Tensor(); };
-  variable_list inputs = {in.q,
-                          in.k,
-                          in.v,
-                          in.eta,
-                          in.scale,
-                          in.gamma,
-                          in.beta,
-                          in.initial[0],
-                          weight(in.initial, 1),
-                          in.W[0],
-                          weight(in.W, 1),
-                          in.D[0],
-                          weight(in.D, 1)};
+  const int64_t B = dims['B'], H = dims['H'], K = dims['K'];
+  const std::vector<int64_t> wide = kernel.layers == 1 ? std::vector<int64_t>{K, K} : std::vector<int64_t>{K, 4 * K, K};
+  const size_t each = in.W.size() > kernel.layers ? 2 : 1;
+  for (size_t i = 0; i < in.W.size(); ++i) {
+    const size_t layer = i / each;
+    const std::vector<int64_t> expected = {B, H, i % each == 0 ? wide[layer] : 1, wide[layer + 1]};
+    if (in.W[i].sizes() != expected || in.D[i].sizes() != expected) {
+      fail(kernel.name, ": weight ", i, " is ", in.W[i].sizes(), ", its steps ", in.D[i].sizes(), ", expected ",
+           at::IntArrayRef(expected));
+    }
+  }
+}
+
+std::optional<TTTOutput> fused(const cpu::TTTKernel& kernel, const TTTInput& in) {
+  check(kernel, in);
+  const auto type = in.q.scalar_type();
+  if (!in.q.is_cpu() || (type != at::kFloat && type != at::kBFloat16)) return {};
+  variable_list inputs = {in.q, in.k, in.v, in.eta, in.scale, in.gamma, in.beta};
+  for (const auto* list : {&in.initial, &in.W, &in.D}) inputs.insert(inputs.end(), list->begin(), list->end());
   bool differentiable = false;
-  for (Tensor& x : inputs) {
-    if (x.defined() && x.scalar_type() != at::kFloat) return {};
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    Tensor& x = inputs[i];
+    if (x.defined() && x.scalar_type() != (i <= kV ? type : at::kFloat)) return {};
     differentiable |= x.defined() && x.requires_grad();
-    x = x.defined() ? x.contiguous() : at::empty({0}, in.q.options());
+    x = x.defined() ? x.contiguous() : at::empty({0}, in.eta.options());
   }
-  const auto results = TTTLinear::apply(at::TensorList(inputs), in, differentiable && at::GradMode::is_enabled());
-  TTTOutput out;
-  size_t next = 0;
-  out.o = results[next++];
-  for (auto* list : {&out.W, &out.D}) {
-    for (size_t i = 0; i < in.W.size(); ++i) list->push_back(results[next++]);
-  }
-  if (in.measure) out.inner_loss = results[next];
+  const bool record = differentiable && at::GradMode::is_enabled();
+  const auto results = InnerLoop::apply(at::TensorList(inputs), in, kernel, record);
+  const auto at = [&](size_t i) { return results.begin() + static_cast<std::ptrdiff_t>(i); };
+  const size_t weights = in.W.size();
+  TTTOutput out{results[0], {at(1), at(1 + weights)}, {at(1 + weights), at(1 + 2 * weights)}, {}};
+  if (in.measure) out.inner_loss = results.back();
   return out;
 }
 
 }  // namespace
 
-const Operation<TTTOutput, TTTInput> ttt_linear("ttt_linear", fused);
+const Operation<TTTOutput, TTTInput> ttt_linear("ttt_linear",
+                                                [](const TTTInput& in) { return fused(cpu::ttt_linear, in); });
+const Operation<TTTOutput, TTTInput> ttt_mlp("ttt_mlp", [](const TTTInput& in) { return fused(cpu::ttt_mlp, in); });
 
 }  // namespace lineal::kernels

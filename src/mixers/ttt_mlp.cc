@@ -30,6 +30,7 @@ class Mlp : public InnerModel {
   }
 
   bool has_dual() const override { return true; }
+  const kernels::Operation<kernels::TTTOutput, kernels::TTTInput>* kernel() const override { return &kernels::ttt_mlp; }
 
   Tensor dual(const InnerBatch& batch, const InnerNorm& norm, const Weights& W, Weights& D) const override {
     const Tensor u_k = layer(batch.k, W, 0);

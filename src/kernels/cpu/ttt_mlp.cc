@@ -1,0 +1,518 @@
+// TTT-MLP in the dual form, one (row, head) at a time with its state in cache.               formulas:
+// mixers/ttt_mlp.cc
+//
+// Forward, an inner batch of C tokens that starts at W1, W2 and D1, D2; g is gelu (a bias is the last row of W; then k,
+// q, h and a end with a 1); o, xhat, r, e and g_X as in ttt_linear.cc:
+//   U = k W1,  h = g(U);  X = h W2;         G2 = eta g_X;   M = G2 W2^T;   G1 = M . g'(U)
+//   Y = q W1 - s (P1 G1 + q D1),            P1 = tril(q k^T);              a = g(Y)
+//   Z = a W2 - s (P2 G2 + a D2),            P2 = tril(a h^T)
+//   D1' = D1 + k^T G1,  D2' = D2 + h^T G2;  W' = W - s_C D' and D' = 0 at the end of the inner batch
+// Backward, from dO, dW', dD' of a block; at the end of an inner batch dD' = -s_C dW', ds_C = -<dW', D'>:
+//   dZ from dO as in ttt_linear.cc
+//   S2  = tril(dZ G2^T) with rows times -s;                                               the gradient of P2
+//   dA  = dZ W2^T + S2 h - s dZ D2^T;       dY = dA . g'(Y)
+//   S1  = tril(dY G1^T) with rows times -s;                                               the gradient of P1
+//   ds  = -rowsum(P2 . tril(dZ G2^T)) - rowsum(dZ . a D2) - rowsum(P1 . tril(dY G1^T)) - rowsum(dY . q D1)
+//   dG1 = P1^T (-s dY) + k dD1';            dM = dG1 . g'(U)
+//   dG2 = P2^T (-s dZ) + h dD2' + dM W2;    from it deta, dX and the gradient of the target as in ttt_linear.cc
+//   dh  = S2^T a + G2 dD2'^T + dX W2^T;     dU = dh . g'(U) + dG1 . M . g''(U)
+//   dq  = dY W1^T + S1 k - s dY D1^T;       dk = dU W1^T + S1^T q + G1 dD1'^T
+//   dW1 = dW1' + q^T dY + k^T dU;           dW2 = dW2' + a^T dZ + h^T dX + dM^T G2
+//   dD1 = dD1' + q^T (-s dY);               dD2 = dD2' + a^T (-s dZ)
+// States are saved at every keep-th block; between them W is stepped again from the saved xhat and r.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/ttt_mlp.cc"
+#include <hwy/foreach_target.h>
+
+#include "kernels/cpu/gelu-inl.h"
+#include "kernels/cpu/ttt-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace lineal::kernels::HWY_NAMESPACE {
+namespace {
+
+/// Sizes of the second layer. Rows of width F are an odd number of cache lines apart, or the same few sets of the cache
+/// would hold a column.
+struct Width {
+  int64_t F, A;  // hidden units; and the bias
+  int64_t row;
+
+  explicit Width(const TTTCall& call) : F(4 * call.K), A(F + call.bias), row(row_of(call.K)) {}
+  static int64_t row_of(int64_t K) { return (padded(4 * K + 1) / kAlign | 1) * kAlign; }
+};
+
+/// y [c, n] = or += alpha x, element by element times z.
+template <Store store_as>
+HWY_INLINE void multiply(int64_t c, int64_t n, int64_t row, const float* x, const float* z, float* y) {
+  for (int64_t i = 0; i < c; ++i) {
+    for (int64_t j = i * row; j < i * row + n; j += kLanes) {
+      const Vec old = store_as == Store::add ? load(y + j) : hn::Zero(kWide);
+      store(hn::MulAdd(load(x + j), load(z + j), old), y + j);
+    }
+  }
+}
+
+/// The first layer's output u becomes gelu'(u); h is gelu(u), and 1 for the bias.
+inline void activate(int64_t c, const Width& width, bool bias, float* u, float* h) {
+  for (int64_t i = 0; i < c; ++i, u += width.row, h += width.row) {
+    for (int64_t j = 0; j < width.F; j += kLanes) {
+      const Gelu gelu(load(u + j));
+      store(gelu.value(), h + j);
+      store(gelu.slope(), u + j);
+    }
+    if (bias) h[width.F] = 1;
+  }
+}
+
+/// One [A, row] and one [width.A, Kp]: weights, sums of steps or gradients of either; a bias is the last row.
+struct Pair {
+  float *W1 = nullptr, *W2 = nullptr;
+};
+
+/// The sizes of both layers, and what is done to pairs of them.
+struct Pairs {
+  const TTTCall& call;
+  Width width;
+  int64_t K, Kp, size1, size2;
+
+  explicit Pairs(const TTTCall& the_call)
+      : call(the_call),
+        width(call),
+        K(call.K),
+        Kp(padded(K)),
+        size1((K + call.bias) * width.row),
+        size2(width.A * Kp) {}
+
+  Pair take(Scratch& scratch) const {
+    float* W1 = scratch.take(size1);
+    return {W1, scratch.take(size2)};
+  }
+  void clear(const Pair& x) const {
+    std::fill_n(x.W1, size1, 0.0f);
+    std::fill_n(x.W2, size2, 0.0f);
+  }
+  void copy_to(const Pair& from, const Pair& to) const {
+    copy(from.W1, size1, to.W1);
+    copy(from.W2, size2, to.W2);
+  }
+  /// y += alpha x
+  void add(float alpha, const Pair& x, const Pair& y) const {
+    add_scaled(alpha, x.W1, size1, y.W1);
+    add_scaled(alpha, x.W2, size2, y.W2);
+  }
+  float inner(const Pair& x, const Pair& y) const { return dot(x.W1, y.W1, size1) + dot(x.W2, y.W2, size2); }
+
+  void load(const Layers<const float>& from, int64_t index, const Pair& to) const {
+    load_layer(from[0], index, K, width.F, to.W1, width.row);
+    load_layer(from[1], index, width.F, K, to.W2, Kp);
+  }
+  void store(const Pair& from, int64_t index, const Layers<float>& to) const {
+    store_layer(from.W1, width.row, index, K, width.F, to[0]);
+    store_layer(from.W2, Kp, index, width.F, K, to[1]);
+  }
+
+  /// y = or += alpha (k^T G1, h^T G2) over c tokens.
+  template <Store store_as>
+  void step(int64_t c, const Head& head, const float* G1, const float* h, const float* G2, float alpha,
+            const Pair& y) const {
+    const int64_t row = width.row;
+    product<store_as>(head.A, width.F, c, {head.kq, 1, head.Ap}, G1, row, y.W1, row, alpha);
+    product<store_as>(width.A, K, c, {h, 1, row}, G2, Kp, y.W2, Kp, alpha);
+  }
+};
+
+class Forward {
+ public:
+  Forward(Scratch& scratch, const TTTCall& call, const TTTResult& result)
+      : call_(call), result_(result), head_(scratch, call), pairs_(call), width_(pairs_.width) {
+    const int64_t Cp = head_.Cp, Kp = head_.Kp, row = width_.row;
+    W_ = pairs_.take(scratch);
+    D_ = pairs_.take(scratch);
+    W2T_ = scratch.take(Kp * row);
+    U_ = scratch.take(2 * Cp * row);
+    h_ = scratch.take(2 * Cp * row);
+    G1_ = scratch.take(Cp * row);
+    Z_ = scratch.take(2 * Cp * Kp);
+    G2_ = scratch.take(Cp * Kp);
+    columns_ = scratch.take(row * Cp);
+  }
+
+  void begin(int64_t b, int64_t h, bool pending) {
+    const int64_t index = b * call_.H + h;
+    head_.select(h);
+    pairs_.load(call_.W, index, W_);
+    pending_ = pending;
+    if (pending_) pairs_.load(call_.D, index, D_);
+  }
+  void restart(int64_t h) {
+    pairs_.load(call_.initial, h, W_);
+    pending_ = false;
+  }
+  void save(float* to) const {
+    copy(W_.W1, pairs_.size1, to);
+    copy(W_.W2, width_.F * head_.Kp, to + pairs_.size1);
+  }
+  void end(int64_t index) {
+    if (!pending_) pairs_.clear(D_);
+    pairs_.store(W_, index, result_.W);
+    pairs_.store(D_, index, result_.D);
+  }
+
+  /// Returns the inner loss before the step.
+  double block(const Place& at, const InnerBlock& block) {
+    const int64_t c = block.count, K = head_.K, Kp = head_.Kp, Cp = head_.Cp, F = width_.F, row = width_.row;
+    const float* s = call_.scale + block.place;
+    float *Y = U_ + c * row, *a = h_ + c * row, *Zq = Z_ + c * Kp;
+    head_.load(at, c);
+    product<Store::set>(2 * c, F, head_.A, {head_.kq, head_.Ap}, W_.W1, row, U_, row);
+    activate(c, width_, call_.bias, U_, h_);
+    product<Store::set>(c, K, width_.A, {h_, row}, W_.W2, Kp, Z_, Kp);
+    double loss = 0;
+    for (int64_t i = 0; i < c; ++i) {
+      prefetch_row(call_.k, at.row(c + i), K);
+      prefetch_row(call_.v, at.row(c + i), K);
+      prefetch_row(call_.q, at.row(c + i), K);
+      loss += head_.learn(at, i, Z_ + i * Kp, G2_ + i * Kp);
+    }
+    transpose(F, K, W_.W2, Kp, W2T_, row);
+    product<Store::set>(c, F, K, {G2_, Kp}, W2T_, row, G1_, row);
+    multiply<Store::set>(c, F, row, G1_, U_, G1_);
+
+    if (pending_) {
+      product<Store::set>(c, F, head_.A, {head_.q(c, 0), head_.Ap}, D_.W1, row, U_, row);  // g'(U) is spent
+      for (int64_t i = 0; i < c; ++i) add_scaled(-s[i], U_ + i * row, row, Y + i * row);
+    }
+    head_.scores(c, s);
+    product<Store::add>(c, F, c, {head_.P, Cp}, G1_, row, Y, row, 1, /*lower=*/true);
+    activate(c, width_, call_.bias, Y, a);
+
+    product<Store::set>(c, K, width_.A, {a, row}, W_.W2, Kp, Zq, Kp);
+    if (pending_) {
+      product<Store::set>(c, K, width_.A, {a, row}, D_.W2, Kp, Z_, Kp);  // f(k) is spent
+      for (int64_t i = 0; i < c; ++i) add_scaled(-s[i], Z_ + i * Kp, Kp, Zq + i * Kp);
+    }
+    transpose(c, width_.A, h_, row, columns_, Cp);
+    product<Store::set>(c, c, width_.A, {a, row}, columns_, Cp, head_.P, Cp);
+    head_.mask(c, s, head_.P);
+    product<Store::add>(c, K, c, {head_.P, Cp}, G2_, Kp, Zq, Kp, 1, /*lower=*/true);
+    for (int64_t i = 0; i < c; ++i) head_.answer(at, i, Zq + i * Kp, head_.q(c, i), result_.o);
+    step(block);
+    return loss;
+  }
+
+  /// The inner loss of the block's tokens under the weights it leaves, pending steps included.
+  double loss_after(const InnerBlock& block) {
+    const int64_t c = block.count, row = width_.row;
+    const float scale = -call_.scale[block.place + c - 1];
+    const auto layer = [&](int64_t n, int64_t k, Elements x, const float* W, const float* D, float* y, int64_t y_row) {
+      product<Store::set>(c, n, k, x, W, y_row, y, y_row);
+      if (pending_) product<Store::add>(c, n, k, x, D, y_row, y, y_row, scale);
+    };
+    layer(width_.F, head_.A, {head_.kq, head_.Ap}, W_.W1, D_.W1, U_, row);
+    activate(c, width_, call_.bias, U_, h_);
+    layer(head_.K, width_.A, {h_, row}, W_.W2, D_.W2, Z_, head_.Kp);
+    return head_.loss(c, Z_, G2_);
+  }
+
+ private:
+  void step(const InnerBlock& block) {
+    const float last = call_.scale[call_.C - 1];
+    if (block.complete && !pending_) {
+      pairs_.step<Store::add>(block.count, head_, G1_, h_, G2_, -last, W_);
+    } else if (pending_) {
+      pairs_.step<Store::add>(block.count, head_, G1_, h_, G2_, 1, D_);
+      if (block.complete) pairs_.add(-last, D_, W_);
+    } else {
+      pairs_.step<Store::set>(block.count, head_, G1_, h_, G2_, 1, D_);
+    }
+    pending_ = !block.complete;
+  }
+
+  const TTTCall& call_;
+  const TTTResult& result_;
+  Head head_;
+  Pairs pairs_;
+  Width width_;
+  bool pending_ = false;  // D is not zero
+  Pair W_, D_;
+  float* W2T_;      // [K, row]
+  float *U_, *h_;   // [2C, row]: U over Y, h over a
+  float* G1_;       // [C, row]
+  float* Z_;        // [2C, Kp]: X over Z
+  float* G2_;       // [C, Kp]
+  float* columns_;  // [row, Cp]: h transposed
+};
+
+class Backward {
+ public:
+  Backward(Scratch& scratch, const TTTCall& call, const TTTGradients& gradients)
+      : call_(call), d_(gradients), head_(scratch, call, gradients), pairs_(call), width_(pairs_.width) {
+    const int64_t Cp = head_.Cp, Kp = head_.Kp, row = width_.row;
+    states_.resize(static_cast<size_t>(call.keep));
+    for (size_t i = 1; i < states_.size(); ++i) states_[i] = pairs_.take(scratch);
+    for (Pair* pair : {&D_, &dW_, &dD_, &dinitial_}) *pair = pairs_.take(scratch);
+    wide_ = scratch.take(Kp * row);
+    narrow_ = scratch.take(row * Kp);
+    UY_ = scratch.take(2 * Cp * row);
+    haM_ = scratch.take(3 * Cp * row);
+    AG_ = scratch.take(2 * Cp * row);
+    dUY_ = scratch.take(2 * Cp * row);
+    for (float** tile : {&bend_, &dh_, &dG1_, &R1_}) *tile = scratch.take(Cp * row);
+    XZG_ = scratch.take(3 * Cp * Kp);
+    dG2_ = scratch.take(Cp * Kp);
+    R2_ = scratch.take(Cp * Kp);
+    dkq_ = scratch.take(2 * Cp * Kp);
+    columns_ = scratch.take(row * Cp);
+    for (float** scores : {&P1_, &S1_, &P2_, &S2_}) *scores = scratch.take(Cp * Cp);
+  }
+
+  void begin(int64_t b, int64_t h) {
+    blocks_ = call_.blocks[static_cast<size_t>(b)].data();
+    b_ = b, h_ = h, index_ = b * call_.H + h;
+    head_.begin(h);
+    pairs_.clear(dinitial_);
+    pairs_.load(d_.W_after, index_, dW_);
+    pairs_.load(d_.D_after, index_, dD_);
+    last_ = true;
+    if (blocks_[0].place > 0) pairs_.load(call_.D, index_, D_);
+  }
+  void end() {
+    head_.end(index_);
+    pairs_.store(dW_, index_, d_.W);
+    pairs_.store(dinitial_, index_, d_.initial);
+  }
+
+  void recall_state(float* saved) { states_[0] = {saved, saved + pairs_.size1}; }
+
+  /// W at the start of block n + 1 from that of block n, the i-th of its group.
+  void advance(int64_t n, int64_t i) {
+    const InnerBlock& block = blocks_[n];
+    const Pair &W = states_[static_cast<size_t>(i)], &next = states_[static_cast<size_t>(i) + 1];
+    if (blocks_[n + 1].restart) return pairs_.load(call_.initial, h_, next);
+    const Place at(call_, b_, h_, block);
+    const int64_t c = block.count, row = width_.row;
+    const float last = call_.scale[call_.C - 1];
+    float *G1 = AG_, *G2 = XZG_;
+    head_.load(at, c);
+    head_.recall(at, c, G2);
+    product<Store::set>(c, width_.F, head_.A, {head_.kq, head_.Ap}, W.W1, row, UY_, row);
+    activate(c, width_, call_.bias, UY_, haM_);
+    transpose(width_.F, head_.K, W.W2, head_.Kp, wide_, row);
+    product<Store::set>(c, width_.F, head_.K, {G2, head_.Kp}, wide_, row, G1, row);
+    multiply<Store::set>(c, width_.F, row, G1, UY_, G1);
+    copy(W.W1, pairs_.size1, next.W1);
+    copy(W.W2, width_.F * head_.Kp, next.W2);
+    pairs_.step<Store::add>(c, head_, G1, haM_, G2, -last, next);
+    if (n == 0 && block.place > 0) pairs_.add(-last, D_, next);
+  }
+
+  /// Block n, the i-th of its group.
+  void block(int64_t n, int64_t i) {
+    const InnerBlock& block = blocks_[n];
+    const Pair& W = states_[static_cast<size_t>(i)];
+    const Place at(call_, b_, h_, block);
+    const bool pending = n == 0 && block.place > 0;
+    const float f = block.complete ? -call_.scale[call_.C - 1] : 1;  // dD' is f times dW' or what came from outside
+    const Pair& step = block.complete ? dW_ : dD_;
+    const int64_t c = block.count, K = head_.K, Kp = head_.Kp, Cp = head_.Cp, Ap = head_.Ap;
+    const int64_t F = width_.F, row = width_.row;
+    float *dX = XZG_, *dZ = dX + c * Kp, *G2 = dZ + c * Kp, *dA = AG_, *G1 = dA + c * row;
+    float *h = haM_, *a = h + c * row, *dM = a + c * row, *U = UY_, *Y = U + c * row;
+    float *dU = dUY_, *dY = dU + c * row, *dk = dkq_, *dq = dk + c * Kp;
+    const float *k = head_.kq, *q = head_.q(c, 0);
+
+    head_.load(at, c);
+    head_.recall(at, c, G2);
+    for (int64_t t = 0; t < c; ++t) head_.answer_backward(at, t, dZ + t * Kp);
+    product<Store::set>(2 * c, F, head_.A, {k, Ap}, W.W1, row, U, row);
+    transpose(F, K, W.W2, Kp, wide_, row);
+    product<Store::set>(2 * c, F, K, {dZ, Kp}, wide_, row, dA, row);  // dZ W2^T and M
+    bend(c, U, G1, h);
+    product<Store::set>(c, c, head_.A, {q, Ap}, head_.k_columns, Cp, P1_, Cp);
+    copy(P1_, c * Cp, head_.P);
+    head_.mask(c, call_.scale + block.place, head_.P);
+    product<Store::add>(c, F, c, {head_.P, Cp}, G1, row, Y, row, 1, /*lower=*/true);
+    if (pending) {
+      product<Store::set>(c, F, head_.A, {q, Ap}, D_.W1, row, R1_, row);
+      for (int64_t t = 0; t < c; ++t) add_scaled(-call_.scale[block.place + t], R1_ + t * row, row, Y + t * row);
+    }
+    activate(c, width_, call_.bias, Y, a);
+
+    transpose(c, K, G2, Kp, columns_, Cp);
+    product<Store::set>(c, c, K, {dZ, Kp}, columns_, Cp, S2_, Cp);
+    transpose(c, width_.A, h, row, columns_, Cp);
+    product<Store::set>(c, c, width_.A, {a, row}, columns_, Cp, P2_, Cp);
+    head_.scores_backward(block, P2_, S2_);
+    product<Store::add>(c, F, c, {S2_, Cp}, h, row, dA, row, 1, /*lower=*/true);
+    if (pending) second_steps(block, a, dZ, dA);
+    multiply<Store::set>(c, F, row, dA, Y, dY);
+
+    transpose(c, F, G1, row, columns_, Cp);
+    product<Store::set>(c, c, F, {dY, row}, columns_, Cp, S1_, Cp);
+    head_.scores_backward(block, P1_, S1_);
+    float along = 0;  // <dW', D'>
+    product<Store::set>(c, F, head_.A, {k, Ap}, step.W1, row, dG1_, row);
+    product<Store::set>(c, K, width_.A, {h, row}, step.W2, Kp, dG2_, Kp);
+    if (block.complete) along = dot(dG1_, G1, c * row) + dot(dG2_, G2, c * Kp);
+    scale(f, c * row, dG1_);
+    scale(f, c * Kp, dG2_);
+    product<Store::add>(c, F, c, {head_.P, 1, Cp}, dY, row, dG1_, row);
+    product<Store::add>(c, K, c, {P2_, 1, Cp}, dZ, Kp, dG2_, Kp);
+    multiply<Store::set>(c, F, row, dG1_, U, dM);
+    for (int64_t t = 0; t < c; ++t) dM[t * row + F] = 0;
+    product<Store::add>(c, K, F, {dM, row}, W.W2, Kp, dG2_, Kp);
+    for (int64_t t = 0; t < c; ++t) head_.learn_backward(at, t, dG2_ + t * Kp, dX + t * Kp);
+
+    product<Store::set>(c, F, K, {dX, Kp}, wide_, row, dh_, row);
+    transpose(F, K, step.W2, Kp, wide_, row);
+    product<Store::add>(c, F, K, {G2, Kp}, wide_, row, dh_, row, f);
+    product<Store::add>(c, F, c, {S2_, 1, Cp}, a, row, dh_, row);
+    multiply<Store::set>(c, F, row, dG1_, bend_, dU);
+    multiply<Store::add>(c, F, row, dh_, U, dU);
+
+    transpose(K, F, W.W1, row, narrow_, Kp);
+    product<Store::set>(2 * c, K, F, {dU, row}, narrow_, Kp, dkq_, Kp);
+    transpose(K, F, step.W1, row, narrow_, Kp);
+    product<Store::add>(c, K, F, {G1, row}, narrow_, Kp, dk, Kp, f);
+    product<Store::add>(c, K, c, {S1_, Cp}, k, Ap, dq, Kp, 1, /*lower=*/true);
+    product<Store::add>(c, K, c, {S1_, 1, Cp}, q, Ap, dk, Kp);
+    if (pending) along += pending_steps(block, f, step, dq);
+    if (block.complete) head_.dscale[call_.C - 1] -= along;
+    for (int64_t t = 0; t < c; ++t) head_.give(at, t, dk + t * Kp, dq + t * Kp);
+
+    product<Store::add>(head_.A, F, 2 * c, {k, 1, Ap}, dU, row, dW_.W1, row);
+    product<Store::add>(width_.A, K, 3 * c, {h, 1, row}, dX, Kp, dW_.W2, Kp);
+    if (std::exchange(last_, false)) pairs_.clear(dD_);  // only the last block's steps are given back
+    if (block.restart) {
+      pairs_.add(1, dW_, dinitial_);
+      pairs_.clear(dW_);
+    }
+  }
+
+ private:
+  /// h = g(U), then U = g'(U), bend = M . g''(U), and M becomes G1.
+  void bend(int64_t c, float* U, float* M, float* h) {
+    for (int64_t i = 0; i < c; ++i) {
+      const int64_t first = i * width_.row;
+      for (int64_t j = first; j < first + width_.F; j += kLanes) {
+        const Gelu gelu(load(U + j));
+        const Vec m = load(M + j), slope = gelu.slope();
+        store(gelu.value(), h + j);
+        store(slope, U + j);
+        store(hn::Mul(m, gelu.curvature()), bend_ + j);
+        store(hn::Mul(m, slope), M + j);
+      }
+      if (call_.bias) h[first + width_.F] = 1;
+    }
+  }
+
+  /// What the steps D2 that the block found taken have a part in: ds and dA. R2 = -s dZ is left for pending_steps.
+  void second_steps(const InnerBlock& block, const float* a, const float* dZ, float* dA) {
+    const int64_t c = block.count, K = head_.K, Kp = head_.Kp, F = width_.F, row = width_.row;
+    product<Store::set>(c, K, width_.A, {a, row}, D_.W2, Kp, R2_, Kp);
+    back(block, Kp, dZ, R2_);
+    transpose(F, K, D_.W2, Kp, narrow_, row);
+    product<Store::add>(c, F, K, {R2_, Kp}, narrow_, row, dA, row);
+  }
+
+  /// The same for D1: ds and dq; and the gradient of both. Returns <dW', D> at the end of an inner batch.
+  float pending_steps(const InnerBlock& block, float f, const Pair& step, float* dq) {
+    const int64_t c = block.count, K = head_.K, Kp = head_.Kp, F = width_.F, row = width_.row;
+    const float along = block.complete ? pairs_.inner(step, D_) : 0;
+    back(block, row, dUY_ + c * row, R1_);
+    transpose(K, F, D_.W1, row, narrow_, Kp);
+    product<Store::add>(c, K, F, {R1_, row}, narrow_, Kp, dq, Kp);
+    pairs_.clear(D_);
+    pairs_.add(f, step, D_);
+    product<Store::add>(head_.A, F, c, {head_.q(c, 0), 1, head_.Ap}, R1_, row, D_.W1, row);
+    product<Store::add>(width_.A, K, c, {haM_ + c * row, 1, row}, R2_, Kp, D_.W2, Kp);
+    pairs_.store(D_, index_, d_.D);
+    return along;
+  }
+
+  /// Of an output moved by -s R, with gradient dy [c, n]: ds, and R becomes -s dy.
+  void back(const InnerBlock& block, int64_t n, const float* dy, float* R) const {
+    for (int64_t t = 0; t < block.count; ++t, dy += n, R += n) {
+      head_.dscale[block.place + t] -= dot(dy, R, n);
+      copy(dy, n, R);
+      scale(-call_.scale[block.place + t], n, R);
+    }
+  }
+
+  const TTTCall& call_;
+  const TTTGradients& d_;
+  HeadBackward head_;
+  Pairs pairs_;
+  Width width_;
+  const InnerBlock* blocks_ = nullptr;
+  int64_t b_ = 0, h_ = 0, index_ = 0;
+  bool last_ = true;          // the block at hand is
+  std::vector<Pair> states_;  // W at the start of each block of a group
+  Pair D_, dW_, dD_, dinitial_;
+  float *wide_, *narrow_;        // [K, row], [F, Kp]: transposed weights
+  float *UY_, *haM_, *AG_;       // [2C, row], [3C, row], [2C, row]: U over Y; h, a and dM; dA over G1
+  float* dUY_;                   // [2C, row]
+  float *bend_, *dh_, *dG1_;     // [C, row]; M . g''(U) the first
+  float* XZG_;                   // [3C, Kp]: dX, dZ and G2
+  float *dG2_, *dkq_;            // [C, Kp], [2C, Kp]
+  float *R1_, *R2_;              // [C, row], [C, Kp]: what the steps before the call gave
+  float* columns_;               // [row, Cp]
+  float *P1_, *S1_, *P2_, *S2_;  // [C, Cp]
+};
+
+int64_t state_size(int64_t K) { return (K + 1) * Width::row_of(K) + 4 * K * padded(K); }
+
+void gelu_all(const float* x, int64_t n, float* value, float* slope, float* curvature) {
+  for (int64_t j = 0; j < n; j += kLanes) {
+    const int64_t lanes = std::min(kLanes, n - j);
+    HWY_ALIGN float one[kLanes] = {}, result[kLanes];
+    std::copy_n(x + j, lanes, one);
+    const Gelu gelu(load(one));
+    for (const auto& [to, y] :
+         {std::pair(value, gelu.value()), std::pair(slope, gelu.slope()), std::pair(curvature, gelu.curvature())}) {
+      store(y, result);
+      std::copy_n(result, lanes, to + j);
+    }
+  }
+}
+
+void forward(const TTTCall& call, const TTTResult& result) { forward_all<Forward>(call, result); }
+void backward(const TTTCall& call, const TTTGradients& gradients) { backward_all<Backward>(call, gradients); }
+
+}  // namespace
+}  // namespace lineal::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace lineal::kernels {
+
+HWY_EXPORT(gelu_all);
+HWY_EXPORT(forward);
+HWY_EXPORT(backward);
+
+namespace cpu {
+
+const TTTKernel ttt_mlp = {
+    .name = "ttt_mlp",
+    .layers = 2,
+    .keep = 4,
+    .state_size = [](int64_t K) { return HWY_STATIC_DISPATCH(state_size)(K); },
+    .forward =
+        [](const TTTCall& call, const TTTResult& result) {
+          HWY_DYNAMIC_DISPATCH(forward)
+          (call, result);
+        },
+    .backward =
+        [](const TTTCall& call, const TTTGradients& d) {
+          HWY_DYNAMIC_DISPATCH(backward)
+          (call, d);
+        },
+};
+
+void gelu(const float* x, int64_t n, float* value, float* slope, float* curvature) {
+  HWY_DYNAMIC_DISPATCH(gelu_all)(x, n, value, slope, curvature);
+}
+
+}  // namespace cpu
+}  // namespace lineal::kernels
+#endif
