@@ -1,0 +1,82 @@
+// The fused operations under their own names and letters for Python and TorchScript: after
+// torch.ops.load_library("liblineal_ops.so") they are torch.ops.lineal.NAME, differentiable. What has no kernel is an
+// error.
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include "kernels/kernels.h"
+
+namespace lineal::kernels {
+namespace {
+
+using Tensors = std::vector<Tensor>;
+using Optional = std::optional<Tensor>;
+
+template <class Result, class Input>
+Result run(const Operation<Result, Input>& operation, const Input& input) {
+  const auto none = [&](const Input&) -> Result {
+    fail(operation.name, ": no fused kernel for this device, type and shape, expected float32 on the CPU");
+  };
+  return use(operation, none, input);
+}
+
+constexpr const char* kTTT =
+    "(Tensor q, Tensor k, Tensor v, Tensor eta, Tensor scale, Tensor[] initial, Tensor[] W, Tensor[] D, "
+    "Tensor position, *, Tensor? gamma=None, Tensor? beta=None, Tensor? starts=None, bool residual=True) "
+    "-> (Tensor o, Tensor[] W_after, Tensor[] D_after)";
+
+template <const Operation<TTTOutput, TTTInput>& operation>
+std::tuple<Tensor, Tensors, Tensors> ttt(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& eta,
+                                         const Tensor& scale, at::TensorList initial, at::TensorList W,
+                                         at::TensorList D, const Tensor& position, const Optional& gamma,
+                                         const Optional& beta, const Optional& starts, bool residual) {
+  if (W.empty() || initial.size() != W.size() || D.size() != W.size()) {
+    fail(operation.name, ": initial, W and D have ", initial.size(), ", ", W.size(), " and ", D.size(),
+         " tensors, expected the inner model's weights in each");
+  }
+  TTTOutput out = run(operation, {.q = q,
+                                  .k = k,
+                                  .v = v,
+                                  .eta = eta,
+                                  .scale = scale,
+                                  .gamma = gamma.value_or(Tensor()),
+                                  .beta = beta.value_or(Tensor()),
+                                  .position = position,
+                                  .starts = starts.value_or(Tensor()),
+                                  .initial = initial.vec(),
+                                  .W = W.vec(),
+                                  .D = D.vec(),
+                                  .residual = residual});
+  return {std::move(out.o), std::move(out.W), std::move(out.D)};
+}
+
+std::tuple<Tensor, Tensor> linear_attention_op(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& S,
+                                               const Optional& g, const Optional& starts) {
+  RecurrenceOutput out =
+      run(linear_attention,
+          {.q = q, .k = k, .v = v, .g = g.value_or(Tensor()), .S = S, .starts = starts.value_or(Tensor())});
+  return {std::move(out.o), std::move(out.S)};
+}
+
+std::tuple<Tensor, Tensor> delta_rule_op(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& beta,
+                                         const Tensor& S, const Optional& g, const Optional& starts) {
+  RecurrenceOutput out = run(
+      delta_rule,
+      {.q = q, .k = k, .v = v, .beta = beta, .g = g.value_or(Tensor()), .S = S, .starts = starts.value_or(Tensor())});
+  return {std::move(out.o), std::move(out.S)};
+}
+
+TORCH_LIBRARY(lineal, library) {
+  library.def(text("ttt_linear", kTTT).c_str(), ttt<ttt_linear>);
+  library.def(
+      "linear_attention(Tensor q, Tensor k, Tensor v, Tensor S, *, Tensor? g=None, Tensor? starts=None) "
+      "-> (Tensor o, Tensor S_after)",
+      linear_attention_op);
+  library.def(
+      "delta_rule(Tensor q, Tensor k, Tensor v, Tensor beta, Tensor S, *, Tensor? g=None, Tensor? starts=None) "
+      "-> (Tensor o, Tensor S_after)",
+      delta_rule_op);
+}
+
+}  // namespace
+}  // namespace lineal::kernels
