@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include "kernels/kernels.h"
 #include "mixers/linear.h"
 
 namespace lineal {

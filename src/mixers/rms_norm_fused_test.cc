@@ -1,6 +1,7 @@
 // The fused RMS norm of a residual sum against LibTorch's in float64: results and every gradient.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/autocast_mode.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include "core/error.h"
@@ -96,10 +97,10 @@ TEST(FusedRmsNormOfRows, NarrowsUnderAutocastAlone) {
   const Tensor x = normal({3, 8}, 1).to(at::kFloat);
   EXPECT_EQ(norm.forward(x).scalar_type(), at::kFloat);
   at::autocast::set_autocast_enabled(at::kCPU, true);
-  const auto narrowed = norm.add(x, x);
+  const auto [y, sum] = norm.add(x, x);
   at::autocast::set_autocast_enabled(at::kCPU, false);
-  EXPECT_EQ(narrowed.y.scalar_type(), at::kBFloat16);
-  EXPECT_EQ(narrowed.sum.scalar_type(), at::kFloat);
+  EXPECT_EQ(y.scalar_type(), at::kBFloat16);
+  EXPECT_EQ(sum.scalar_type(), at::kFloat);
 }
 
 TEST(FusedRmsNormOfRows, RefusesOtherSizes) {
