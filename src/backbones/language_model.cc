@@ -165,7 +165,7 @@ Tensor LanguageModel::hidden(const Tensor& tokens, State& state, const Segments&
 }
 
 Tensor LanguageModel::head(const Tensor& hidden) {
-  return at::linear(hidden, lm_head_.defined() ? lm_head_ : embed_tokens_);
+  return at::linear(hidden, head_weight());
 }
 
 Tensor LanguageModel::forward(const Tensor& tokens, State& state, const Segments& segments) {

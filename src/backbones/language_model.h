@@ -47,6 +47,8 @@ class LanguageModel : public torch::nn::Module {
   Tensor hidden(const Tensor& tokens, State& state, const Segments& segments = {});
   /// hidden [B, T, D] -> logits [B, T, N].
   Tensor head(const Tensor& hidden);
+  /// [N, D].
+  const Tensor& head_weight() const { return lm_head_.defined() ? lm_head_ : embed_tokens_; }
   /// logits [B, T, N].
   Tensor forward(const Tensor& tokens, State& state, const Segments& segments = {});
 

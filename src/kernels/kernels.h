@@ -138,4 +138,15 @@ extern const Operation<Tensor, RopeInput> rope;
 /// silu(gate) * up, both [..., F].
 extern const Operation<Tensor, Tensor, Tensor> swiglu;
 
+/// What the loss of a language model's head reads.
+struct TokenLossInput {
+  Tensor hidden;   // [R, D]
+  Tensor head;     // [N, D]
+  Tensor targets;  // int64 [R], below N
+  Tensor weights;  // [R]
+};
+
+/// sum_r weights_r (-log softmax(head hidden_r)[targets_r]), a scalar of at least float32; no [R, N] is kept.
+extern const Operation<Tensor, TokenLossInput> token_loss;
+
 }  // namespace lineal::kernels
