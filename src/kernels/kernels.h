@@ -109,6 +109,28 @@ struct RecurrenceOutput {
 
 extern const Operation<RecurrenceOutput, RecurrenceInput> linear_attention, delta_rule;
 
+/// What a selective scan reads, with what stands around it: h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t and
+/// y_t = (C_t . h_t + D u_t) silu(z_t), where dt_t = delta_t + bias, or with softplus softplus(delta_t + bias).
+/// Formulas and letters in mixers/mamba.cc.
+struct ScanInput {
+  Tensor u, delta;        // [B, T, D], float32 or bfloat16; z, B and C of the same type
+  Tensor A;               // [D, N]
+  Tensor B, C;            // [B, T, G, N], G divides D: channel d uses group floor(d G / D)
+  Tensor D;               // [D], or undefined
+  Tensor z;               // [B, T, D], or undefined: no gate
+  Tensor bias;            // [D], or undefined
+  bool softplus = false;  // the step is positive whatever delta is
+  Tensor h;               // [B, D, N]
+  Tensor starts;          // bool [B, T], where documents start with h = 0, or undefined
+};
+
+struct ScanOutput {
+  Tensor y;  // [B, T, D], of the type of u
+  Tensor h;  // after the last token
+};
+
+extern const Operation<ScanOutput, ScanInput> selective_scan;
+
 /// What an RMS norm reads: y = weight * s / sqrt(mean(s^2) + eps) over the last dimension, s = x + added.
 struct NormInput {
   Tensor x;       // [..., D]

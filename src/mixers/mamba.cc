@@ -119,6 +119,18 @@ std::pair<Tensor, Tensor> selective_scan(const Selective& in, const Tensor& h, i
   return {y, own_storage(all.select(1, -1))};
 }
 
+kernels::ScanOutput around_scan(const kernels::ScanInput& in, const Scan& scan) {
+  const auto wide = [&](const Tensor& x) { return x.to(in.A.scalar_type()); };
+  Tensor step = wide(in.delta);
+  if (in.bias.defined()) step = step + in.bias;
+  if (in.softplus) step = at::softplus(step);
+  const Tensor u = wide(in.u);
+  auto [y, h] = scan({u, step, in.A, wide(in.B), wide(in.C)}, in.h, {in.starts});
+  if (in.D.defined()) y = y + in.D * u;
+  if (in.z.defined()) y = y * at::silu(wide(in.z));
+  return {y.to(in.u.scalar_type()), h};
+}
+
 namespace {
 
 struct MambaConfig : Config {
@@ -167,7 +179,6 @@ class Mamba : public Mixer {
 
   Tensor forward(const Tensor& x, State& state, const Segments& segments) override {
     const Dims dims = check_input("mamba", x, state, D_);
-    const auto type = state_options().dtype().toScalarType();
     const auto views = in_proj_(x).chunk(2, 2);  // u, z [B, T, expand * D]
     const Tensor u = at::silu(conv_->forward(views[0], state["conv"], segments));
     const auto parts = x_proj_(u).split_with_sizes({rank_, config_.state_size, config_.state_size}, 2);
@@ -176,11 +187,25 @@ class Mamba : public Mixer {
     Tensor y;
     {
       const FullPrecision guard(x);
-      const Tensor u_wide = u.to(type);
-      const Selective in{u_wide, at::softplus(step.to(type) + dt_proj_->bias), -A_log_.exp(),
-                         parts[1].to(type).unsqueeze(2), parts[2].to(type).unsqueeze(2)};
-      std::tie(y, state["ssm"]) = selective_scan(in, state["ssm"], config_.chunk_size, segments);
-      y = (y + skip_ * u_wide) * at::silu(views[1].to(type));
+      const auto chunked = [&](const kernels::ScanInput& in) {
+        return around_scan(in, [&](const Selective& core, const Tensor& h, const Segments& documents) {
+          return selective_scan(core, h, config_.chunk_size, documents);
+        });
+      };
+      const auto out = kernels::use(kernels::selective_scan, chunked,
+                                    {.u = u,
+                                     .delta = step,
+                                     .A = -A_log_.exp(),
+                                     .B = parts[1].unsqueeze(2),
+                                     .C = parts[2].unsqueeze(2),
+                                     .D = skip_,
+                                     .z = views[1],
+                                     .bias = dt_proj_->bias,
+                                     .softplus = true,
+                                     .h = state["ssm"],
+                                     .starts = segments.starts});
+      y = out.y;
+      state["ssm"] = out.h;
     }
     return out_proj_(y);
   }

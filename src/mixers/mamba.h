@@ -3,9 +3,11 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <functional>
 #include <utility>
 
 #include "core/segments.h"
+#include "kernels/kernels.h"
 
 namespace lineal {
 
@@ -25,6 +27,11 @@ std::pair<Tensor, Tensor> selective_scan_reference(const Selective& in, Tensor h
 /// The same numbers, by `linear_scan` over [B, T, D, N].
 std::pair<Tensor, Tensor> selective_scan(const Selective& in, const Tensor& h, int64_t chunk_size,
                                          const Segments& segments = {});
+
+/// What stands around a scan, with the scan of your choice: the step, D u and the gate. Computed in the type of A, and
+/// y returned in that of u.
+using Scan = std::function<std::pair<Tensor, Tensor>(const Selective&, const Tensor& h, const Segments&)>;
+kernels::ScanOutput around_scan(const kernels::ScanInput& in, const Scan& scan);
 
 /// h_t = a_t h_{t-1} + x_t with a, x [B, T, ...] and h_0 [B, ...] -> every h [B, T, ...]. Chunks of chunk_size advance
 /// together one token at a time, then one after another; nothing is divided by a product of decays, so a may be 0.

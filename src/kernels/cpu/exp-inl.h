@@ -14,7 +14,7 @@ namespace lineal::kernels::HWY_NAMESPACE {
 constexpr float kLog2E = 1.44269504f, kLog2ERest = 1.92596299e-8f;  // their sum is log2(e)
 constexpr float kLn2 = 0.693147181f;
 
-/// 2^(n + r) for whole n in [-127, 128] and r in [-1/2, 1/2]: minimax in r, relative error 2e-9 before rounding.
+/// 2^(n + r) for whole n within_exponents and r in [-1/2, 1/2]: minimax in r, relative error 2e-9 before rounding.
 HWY_INLINE Vec exp2_of(Vec n, Vec r) {
   Vec p = hn::Set(kWide, 1.53458124e-4f);
   p = hn::MulAdd(p, r, hn::Set(kWide, 1.33999309e-3f));
@@ -34,11 +34,10 @@ HWY_INLINE Vec exp2_of(Vec n, Vec r) {
 
 /// x cut to where 2^x is 0 or infinity; NaN stays.
 HWY_INLINE Vec within_exponents(Vec x) {
-  const Vec least = hn::Set(kWide, -127.0f);
 #if HWY_TARGET <= HWY_AVX3
-  return hn::Max(least, x);  // scaling takes any upper end
+  return hn::Max(hn::Set(kWide, -200.0f), x);  // scaling takes any upper end
 #else
-  return hn::Min(hn::Set(kWide, 128.0f), hn::Max(least, x));
+  return hn::Min(hn::Set(kWide, 128.0f), hn::Max(hn::Set(kWide, -127.0f), x));
 #endif
 }
 

@@ -6,4 +6,9 @@ namespace lineal::kernels::cpu {
 
 void parallel(int64_t n, const std::function<void(int64_t, int64_t)>& work) { at::parallel_for(0, n, 1, work); }
 
+void parallel(int64_t n, int64_t operations, const std::function<void(int64_t, int64_t)>& work) {
+  if (operations < 1 << 16) return work(0, n);
+  parallel(n, work);
+}
+
 }  // namespace lineal::kernels::cpu

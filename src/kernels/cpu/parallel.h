@@ -10,4 +10,8 @@ namespace lineal::kernels::cpu {
 /// one another, nor results on how they are cut.
 void parallel(int64_t n, const std::function<void(int64_t, int64_t)>& work);
 
+/// The same, in this thread alone when all items together are `operations` of too little work to share: a thread costs
+/// what 2^16 multiplications of vectors in cache do.
+void parallel(int64_t n, int64_t operations, const std::function<void(int64_t, int64_t)>& work);
+
 }  // namespace lineal::kernels::cpu
