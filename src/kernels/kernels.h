@@ -131,6 +131,23 @@ struct ScanOutput {
 
 extern const Operation<ScanOutput, ScanInput> selective_scan;
 
+/// What a short convolution reads; formulas in mixers/short_conv.h.
+struct ConvInput {
+  Tensor x;       // [B, T, D], float32 or bfloat16
+  Tensor weight;  // [D, 1, J]
+  Tensor bias;    // [D]
+  Tensor window;  // [B, J-1, D], the inputs before x
+  Tensor starts;  // bool [B, T], where documents start with a window of zeros, or undefined
+  bool silu = false;
+};
+
+struct ConvOutput {
+  Tensor y;       // [B, T, D], of the type of x
+  Tensor window;  // the last J-1 inputs, zeros before the last document
+};
+
+extern const Operation<ConvOutput, ConvInput> short_conv;
+
 /// What an RMS norm reads: y = weight * s / sqrt(mean(s^2) + eps) over the last dimension, s = x + added.
 struct NormInput {
   Tensor x;       // [..., D]

@@ -137,8 +137,8 @@ class DeltaNet : public Mixer {
     const auto type = state_options().dtype().toScalarType();
     const auto view = [&](LinearMap& map, const std::shared_ptr<ShortConv>& conv, const char* window) {
       Tensor y = map(x);
-      if (conv) y = conv->forward(y, state[window], segments);
-      return at::silu(y).to(type).unflatten(2, {H_, K_});  // [B, T, H, K]
+      y = conv ? conv->forward(y, state[window], segments, Activation::silu) : at::silu(y);
+      return y.to(type).unflatten(2, {H_, K_});  // [B, T, H, K]
     };
     const Tensor q = view(q_proj_, conv_q_, "conv_q"), k = view(k_proj_, conv_k_, "conv_k");
     const Tensor v = view(v_proj_, conv_v_, "conv_v"), beta = b_proj_(x).to(type).sigmoid();

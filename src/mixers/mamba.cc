@@ -180,7 +180,7 @@ class Mamba : public Mixer {
   Tensor forward(const Tensor& x, State& state, const Segments& segments) override {
     const Dims dims = check_input("mamba", x, state, D_);
     const auto views = in_proj_(x).chunk(2, 2);  // u, z [B, T, expand * D]
-    const Tensor u = at::silu(conv_->forward(views[0], state["conv"], segments));
+    const Tensor u = conv_->forward(views[0], state["conv"], segments, Activation::silu);
     const auto parts = x_proj_(u).split_with_sizes({rank_, config_.state_size, config_.state_size}, 2);
     const Tensor step = at::linear(parts[0], dt_proj_->weight);  // its bias is added in full precision
     state["position"] = segments.positions(state["position"], dims['T']).select(1, -1) + 1;

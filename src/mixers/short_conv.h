@@ -7,20 +7,27 @@
 
 #include "core/segments.h"
 #include "core/state.h"
+#include "kernels/kernels.h"
 
 namespace lineal {
 
-/// weight [D, 1, J], bias [D] (the field's layout). No activation.
+/// What follows the convolution.
+enum class Activation { none, silu };
+
+/// weight [D, 1, J], bias [D] (the field's layout).
 class ShortConv : public torch::nn::Module {
  public:
   ShortConv(int64_t D, int64_t width);
   /// [B, J-1, D] of zeros.
   Tensor initial_state(int64_t B, at::TensorOptions options) const;
   /// x [B, T, D], window [B, J-1, D] (becomes the last J-1 inputs) -> y [B, T, D].
-  Tensor forward(const Tensor& x, Tensor& window, const Segments& segments);
+  Tensor forward(const Tensor& x, Tensor& window, const Segments& segments, Activation activation = Activation::none);
   void reset_parameters();
 
   Tensor weight, bias;
 };
+
+/// The definition, and what runs where there is no kernel.
+kernels::ConvOutput short_conv_reference(const kernels::ConvInput& in);
 
 }  // namespace lineal
