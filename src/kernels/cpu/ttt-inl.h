@@ -23,8 +23,9 @@ using namespace lineal::kernels::cpu;
 struct Place {
   int64_t first, step, first_token, token_step;
 
-  Place(const TTTCall& call, int64_t b, int64_t h, const InnerBlock& block)
-      : first_token((b * call.T + block.first) * call.H + h), token_step(call.H) {
+  /// index = b * H + h
+  Place(const TTTCall& call, int64_t index, const InnerBlock& block)
+      : first_token((index / call.H * call.T + block.first) * call.H + index % call.H), token_step(call.H) {
     first = first_token * call.K;
     step = token_step * call.K;
   }
@@ -71,25 +72,35 @@ inline void store_layer(const float* from, int64_t from_row, int64_t index, int6
 struct Head {
   const TTTCall& call;
   int64_t K, A, Kp, Ap, Cp;
-  float* kq;         // [2C, Ap]: k of a block, with 1 for the bias, and q under it
-  float* target;     // [C, Kp]
-  float* k_columns;  // [Ap, Cp]: k transposed
-  float* P;          // [C, Cp]
-  float* row;        // [Kp]
+  float* kq;              // [2C, Ap]: k of a block, with 1 for the bias, and q under it
+  float* target;          // [C, Kp]
+  float* k_columns;       // [Ap, Cp]: k transposed
+  float* P;               // [C, Cp]
+  float* row;             // [Kp]
+  float *gammas, *betas;  // [together, Kp]
   Norm norm;
+  int64_t b = 0, h = 0, index = 0;  // of the head at hand; index = b * H + h
 
-  Head(Scratch& scratch, const TTTCall& the_call)
+  Head(Scratch& scratch, const TTTCall& the_call, int64_t together)
       : call(the_call), K(call.K), A(call.K + call.bias), Kp(padded(K)), Ap(padded(A)), Cp(padded(call.C)) {
     kq = scratch.take(2 * Cp * Ap);
     target = scratch.take(Cp * Kp);
     k_columns = scratch.take(Ap * Cp);
     P = scratch.take(Cp * Cp);
     row = scratch.take(Kp);
-    norm = {K, Kp, scratch.take(Kp), scratch.take(Kp), scratch.take(Kp)};
+    gammas = scratch.take(together * Kp);
+    betas = scratch.take(together * Kp);
+    norm = {K, Kp, gammas, betas, scratch.take(Kp)};
     std::fill_n(norm.valid, K, 1.0f);
   }
 
-  void select(int64_t h) const {
+  /// The `slot`-th of the heads that are worked on together.
+  void select(int64_t slot, int64_t the_index) {
+    index = the_index, b = index / call.H, h = index % call.H;
+    norm.gamma = gammas + slot * Kp;
+    norm.beta = betas + slot * Kp;
+  }
+  void begin() const {
     if (!call.norm) return;
     copy(call.gamma + h * K, K, norm.gamma);
     copy(call.beta + h * K, K, norm.beta);
@@ -164,54 +175,65 @@ struct Head {
     }
     return sum;
   }
-
-  void prefetch_next(const Place& at, int64_t c, int64_t i, Tokens<const void> x) const {
-    prefetch_row(x, at.row(c + i), K);
-  }
 };
 
-/// Walks one row and head forward. Model: load(layers, index) of W and load_steps, store, save, block, loss_after.
+/// Walks `count` neighbouring heads of a row forward, block after block: their tokens share pages and rows of memory.
+/// index: of the first in B * H.
 template <class Model>
-void forward_row(Model& model, const TTTCall& call, const TTTResult& result, int64_t b, int64_t h, float* saved) {
-  const int64_t index = b * call.H + h;
-  const auto& blocks = call.blocks[static_cast<size_t>(b)];
-  model.begin(b, h, blocks.front().place > 0);
-  for (size_t n = 0; n < blocks.size(); ++n) {
-    if (blocks[n].restart) model.restart(h);
-    if (saved && static_cast<int64_t>(n) % call.keep == 0) {
-      model.save(saved);
-      saved += call.state_size;
-    }
-    const double before = model.block(Place(call, b, h, blocks[n]), blocks[n]);
-    if (!result.inner_loss) continue;
-    result.inner_loss[2 * index] += before;
-    result.inner_loss[2 * index + 1] += model.loss_after(blocks[n]);
+void forward_heads(Model& model, const TTTCall& call, const TTTResult& result, int64_t index, int64_t count) {
+  const auto& blocks = call.blocks[static_cast<size_t>(index / call.H)];
+  for (int64_t i = 0; i < count; ++i) {
+    model.select(i, index + i);
+    model.begin(blocks.front().place > 0);
   }
-  model.end(index);
+  for (size_t n = 0; n < blocks.size(); ++n) {
+    for (int64_t i = index; i < index + count; ++i) {
+      model.select(i - index, i);
+      if (blocks[n].restart) model.restart();
+      if (call.states && static_cast<int64_t>(n) % call.keep == 0) {
+        model.save(call.states + call.saved_before(i) + static_cast<int64_t>(n) / call.keep * call.state_size);
+      }
+      const double before = model.block(blocks[n]);
+      if (!result.inner_loss) continue;
+      result.inner_loss[2 * i] += before;
+      result.inner_loss[2 * i + 1] += model.loss_after(blocks[n]);
+    }
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    model.select(i, index + i);
+    model.end();
+  }
 }
 
 /// What the backward pass does row by row, and the gradients of shared inputs.
 struct HeadBackward : Head {
   const TTTGradients& d;
-  float *normal, *r;  // [C, Kp], [C]: xhat and r of X
-  float *e, *g;       // [C, Kp]
-  float *dgamma, *dbeta, *dscale;
+  float *normal, *r;                  // [C, Kp], [C]: xhat and r of X
+  float *e, *g;                       // [C, Kp]
+  float *dgammas, *dbetas, *dscales;  // [together, ...]
+  float *dgamma = nullptr, *dbeta = nullptr, *dscale = nullptr;
 
-  HeadBackward(Scratch& scratch, const TTTCall& the_call, const TTTGradients& gradients)
-      : Head(scratch, the_call), d(gradients) {
+  HeadBackward(Scratch& scratch, const TTTCall& the_call, const TTTGradients& gradients, int64_t together)
+      : Head(scratch, the_call, together), d(gradients) {
     for (float** tile : {&normal, &e, &g}) *tile = scratch.take(Cp * Kp);
     r = scratch.take(Cp);
-    dgamma = scratch.take(Kp);
-    dbeta = scratch.take(Kp);
-    dscale = scratch.take(Cp);
+    dgammas = scratch.take(together * Kp);
+    dbetas = scratch.take(together * Kp);
+    dscales = scratch.take(together * Cp);
   }
 
-  void begin(int64_t h) const {
-    select(h);
+  void select(int64_t slot, int64_t the_index) {
+    Head::select(slot, the_index);
+    dgamma = dgammas + slot * Kp;
+    dbeta = dbetas + slot * Kp;
+    dscale = dscales + slot * Cp;
+  }
+  void begin() const {
+    Head::begin();
     for (float* sum : {dgamma, dbeta}) std::fill_n(sum, Kp, 0.0f);
     std::fill_n(dscale, call.C, 0.0f);
   }
-  void end(int64_t index) const {
+  void end() const {
     if (call.norm) {
       copy(dgamma, K, d.gamma + index * K);
       copy(dbeta, K, d.beta + index * K);
@@ -280,30 +302,46 @@ struct HeadBackward : Head {
   }
 };
 
-/// Walks one row and head backward, in groups of blocks that begin at a saved state.
+/// The same backward, in groups of blocks that begin at a saved state.
 template <class Model>
-void backward_row(Model& model, const TTTCall& call, int64_t b, int64_t h, float* saved) {
-  const int64_t keep = call.keep, count = static_cast<int64_t>(call.blocks[static_cast<size_t>(b)].size());
-  model.begin(b, h);
-  for (int64_t first = (count - 1) / keep * keep; first >= 0; first -= keep) {
-    const int64_t last = std::min(count, first + keep);
-    model.recall_state(saved + first / keep * call.state_size);
-    for (int64_t n = first; n + 1 < last; ++n) model.advance(n, n - first);
-    for (int64_t n = last - 1; n >= first; --n) model.block(n, n - first);
+void backward_heads(Model& model, const TTTCall& call, int64_t index, int64_t count) {
+  const int64_t keep = call.keep, b = index / call.H;
+  const auto blocks = static_cast<int64_t>(call.blocks[static_cast<size_t>(b)].size());
+  for (int64_t i = 0; i < count; ++i) {
+    model.select(i, index + i);
+    model.begin();
   }
-  model.end();
+  for (int64_t first = (blocks - 1) / keep * keep; first >= 0; first -= keep) {
+    const int64_t last = std::min(blocks, first + keep);
+    for (int64_t i = 0; i < count; ++i) {
+      model.select(i, index + i);
+      model.recall_state(call.states + call.saved_before(index + i) + first / keep * call.state_size);
+      for (int64_t n = first; n + 1 < last; ++n) model.advance(n, n - first);
+      for (int64_t n = last - 1; n >= first; --n) model.block(n, n - first);
+    }
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    model.select(i, index + i);
+    model.end();
+  }
 }
 
-/// All rows and heads of a call, in threads.
+/// work(index, count) for all rows and heads of a call in threads, `most` heads of a row at a time.
+template <class Work>
+void for_heads(const TTTCall& call, int64_t most, int64_t begin, int64_t end, const Work& work) {
+  for (int64_t index = begin, count = 0; index < end; index += count) {
+    count = std::min({most, end - index, call.H - index % call.H});
+    work(index, count);
+  }
+}
+
 template <class Forward>
 void forward_all(const TTTCall& call, const TTTResult& result) {
   parallel(call.B * call.H, [&](int64_t begin, int64_t end) {
     Scratch scratch;
     Forward model(scratch, call, result);
-    for (int64_t i = begin; i < end; ++i) {
-      forward_row(model, call, result, i / call.H, i % call.H,
-                  call.states ? call.states + call.saved_before(i) : nullptr);
-    }
+    for_heads(call, Forward::kTogether, begin, end,
+              [&](int64_t index, int64_t count) { forward_heads(model, call, result, index, count); });
   });
 }
 
@@ -312,9 +350,8 @@ void backward_all(const TTTCall& call, const TTTGradients& gradients) {
   parallel(call.B * call.H, [&](int64_t begin, int64_t end) {
     Scratch scratch;
     Backward model(scratch, call, gradients);
-    for (int64_t i = begin; i < end; ++i) {
-      backward_row(model, call, i / call.H, i % call.H, call.states + call.saved_before(i));
-    }
+    for_heads(call, Backward::kTogether, begin, end,
+              [&](int64_t index, int64_t count) { backward_heads(model, call, index, count); });
   });
 }
 

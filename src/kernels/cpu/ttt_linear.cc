@@ -29,34 +29,40 @@ namespace {
 
 class Forward {
  public:
+  static constexpr int64_t kTogether = 8;  // their W in the second level of the cache
+
   Forward(Scratch& scratch, const TTTCall& call, const TTTResult& result)
-      : call_(call), result_(result), head_(scratch, call), Kp_(head_.Kp) {
-    W_ = scratch.take(head_.Ap * Kp_);
-    D_ = scratch.take(head_.Ap * Kp_);
+      : call_(call), result_(result), head_(scratch, call, kTogether), Kp_(head_.Kp) {
+    for (Slot& slot : slots_) slot = {scratch.take(head_.Ap * Kp_), scratch.take(head_.Ap * Kp_)};
     Z_ = scratch.take(2 * head_.Cp * Kp_);
     G_ = scratch.take(head_.Cp * Kp_);
   }
 
-  void begin(int64_t b, int64_t h, bool pending) {
-    const int64_t index = b * call_.H + h, K = head_.K;
-    head_.select(h);
-    load_layer(call_.W[0], index, K, K, W_, Kp_);
-    pending_ = pending;
-    if (pending_) load_layer(call_.D[0], index, K, K, D_, Kp_);
+  void select(int64_t slot, int64_t index) {
+    head_.select(slot, index);
+    slot_ = &slots_[static_cast<size_t>(slot)];
+    W_ = slot_->W, D_ = slot_->D;
   }
-  void restart(int64_t h) {
-    load_layer(call_.initial[0], h, head_.K, head_.K, W_, Kp_);
-    pending_ = false;
+  void begin(bool pending) {
+    head_.begin();
+    load_layer(call_.W[0], head_.index, head_.K, head_.K, W_, Kp_);
+    slot_->pending = pending;
+    if (pending) load_layer(call_.D[0], head_.index, head_.K, head_.K, D_, Kp_);
+  }
+  void restart() {
+    load_layer(call_.initial[0], head_.h, head_.K, head_.K, W_, Kp_);
+    slot_->pending = false;
   }
   void save(float* to) const { copy(W_, call_.state_size, to); }
-  void end(int64_t index) {
-    if (!pending_) std::fill_n(D_, head_.A * Kp_, 0.0f);
-    store_layer(W_, Kp_, index, head_.K, head_.K, result_.W[0]);
-    store_layer(D_, Kp_, index, head_.K, head_.K, result_.D[0]);
+  void end() {
+    if (!slot_->pending) std::fill_n(D_, head_.A * Kp_, 0.0f);
+    store_layer(W_, Kp_, head_.index, head_.K, head_.K, result_.W[0]);
+    store_layer(D_, Kp_, head_.index, head_.K, head_.K, result_.D[0]);
   }
 
   /// Returns the inner loss before the step.
-  double block(const Place& at, const InnerBlock& block) {
+  double block(const InnerBlock& block) {
+    const Place at(call_, head_.index, block);
     const int64_t c = block.count, K = head_.K, A = head_.A;
     float* Zq = Z_ + c * Kp_;
     head_.load(at, c);
@@ -68,7 +74,7 @@ class Forward {
       loss += head_.learn(at, i, Z_ + i * Kp_, G_ + i * Kp_);
     }
     const float* s = call_.scale + block.place;
-    if (pending_) {
+    if (slot_->pending) {
       product<Store::set>(c, K, A, {head_.q(c, 0), head_.Ap}, D_, Kp_, Z_, Kp_);  // f(k) is spent
       for (int64_t i = 0; i < c; ++i) add_scaled(-s[i], Z_ + i * Kp_, Kp_, Zq + i * Kp_);
     }
@@ -76,6 +82,7 @@ class Forward {
     product<Store::add>(c, K, c, {head_.P, head_.Cp}, G_, Kp_, Zq, Kp_, 1, /*lower=*/true);
     for (int64_t i = 0; i < c; ++i) {
       prefetch_row(call_.q, at.row(c + i), K);
+      prefetch_row({result_.o.data, result_.o.bfloat16}, at.row(c + i), K);
       head_.answer(at, i, Zq + i * Kp_, head_.q(c, i), result_.o);
     }
     step(block);
@@ -86,7 +93,7 @@ class Forward {
   double loss_after(const InnerBlock& block) {
     const int64_t c = block.count;
     product<Store::set>(c, head_.K, head_.A, {head_.kq, head_.Ap}, W_, Kp_, Z_, Kp_);
-    if (pending_) {
+    if (slot_->pending) {
       const float scale = -call_.scale[block.place + c - 1];
       product<Store::add>(c, head_.K, head_.A, {head_.kq, head_.Ap}, D_, Kp_, Z_, Kp_, scale);
     }
@@ -98,33 +105,39 @@ class Forward {
     const Elements k_transposed{head_.kq, 1, head_.Ap};
     const int64_t c = block.count, A = head_.A, K = head_.K;
     const float last = call_.scale[call_.C - 1];
-    if (block.complete && !pending_) {
+    if (block.complete && !slot_->pending) {
       product<Store::add>(A, K, c, k_transposed, G_, Kp_, W_, Kp_, -last);
-    } else if (pending_) {
+    } else if (slot_->pending) {
       product<Store::add>(A, K, c, k_transposed, G_, Kp_, D_, Kp_);
       if (block.complete) add_scaled(-last, D_, A * Kp_, W_);
     } else {
       product<Store::set>(A, K, c, k_transposed, G_, Kp_, D_, Kp_);
     }
-    pending_ = !block.complete;
+    slot_->pending = !block.complete;
   }
 
   const TTTCall& call_;
   const TTTResult& result_;
   Head head_;
   int64_t Kp_;
-  bool pending_ = false;  // D is not zero
-  float *W_, *D_;         // [A, Kp]
-  float* Z_;              // [2C, Kp]: f(k) over f(q)
-  float* G_;              // [C, Kp]
+  struct Slot {
+    float *W = nullptr, *D = nullptr;  // [A, Kp]
+    bool pending = false;              // D is not zero
+  };
+  Slot slots_[kTogether], *slot_ = nullptr;
+  float *W_ = nullptr, *D_ = nullptr;  // of the slot
+  float* Z_;                           // [2C, Kp]: f(k) over f(q)
+  float* G_;                           // [C, Kp]
 };
 
 class Backward {
  public:
+  static constexpr int64_t kTogether = Forward::kTogether;
+
   Backward(Scratch& scratch, const TTTCall& call, const TTTGradients& gradients)
       : call_(call),
         d_(gradients),
-        head_(scratch, call, gradients),
+        head_(scratch, call, gradients, kTogether),
         Kp_(head_.Kp),
         Ap_(head_.Ap),
         Cp_(head_.Cp),
@@ -133,7 +146,11 @@ class Backward {
     states_ = scratch.take(call.keep * square_);
     D_ = scratch.take(Ap_ * Kp_);
     work_ = scratch.take((Ap_ + 3) * Kp_);
-    for (Gradient* gradient : {&dW_, &dD_, &dinitial_}) *gradient = {scratch.take(square_), scratch.take(Kp_)};
+    for (Slot& slot : slots_) {
+      for (Gradient* gradient : {&slot.dW, &slot.dD, &slot.dinitial}) {
+        *gradient = {scratch.take(square_), scratch.take(Kp_)};
+      }
+    }
     G_ = scratch.take(tokens);
     dG_ = scratch.take(tokens);
     dXZ_ = scratch.take(2 * tokens);
@@ -142,20 +159,23 @@ class Backward {
     S_ = scratch.take(Cp_ * Cp_);
   }
 
-  void begin(int64_t b, int64_t h) {
-    blocks_ = call_.blocks[static_cast<size_t>(b)].data();
-    b_ = b, h_ = h, index_ = b * call_.H + h;
-    head_.begin(h);
+  void select(int64_t slot, int64_t index) {
+    head_.select(slot, index);
+    blocks_ = call_.blocks[static_cast<size_t>(head_.b)].data();
+    slot_ = &slots_[slot];
+    dW_ = slot_->dW, dD_ = slot_->dD, dinitial_ = slot_->dinitial;
+  }
+  void begin() {
+    head_.begin();
     clear(dinitial_);
     load(d_.W_after[0], dW_);
     load(d_.D_after[0], dD_);
-    last_ = true;
-    if (blocks_[0].place > 0) load_layer(call_.D[0], index_, head_.K, head_.K, D_, Kp_);
+    slot_->last = true;
   }
   void end() {
-    head_.end(index_);
-    store(dW_, index_, d_.W[0]);
-    store(dinitial_, index_, d_.initial[0]);
+    head_.end();
+    store(dW_, head_.index, d_.W[0]);
+    store(dinitial_, head_.index, d_.initial[0]);
   }
 
   void recall_state(const float* saved) { transpose(head_.K, head_.K, saved, Kp_, states_, Kp_); }
@@ -165,17 +185,18 @@ class Backward {
     const InnerBlock& block = blocks_[n];
     float *WT = states_ + i * square_, *next = WT + square_;
     if (blocks_[n + 1].restart) {
-      load_layer({call_.initial[0].W, nullptr}, h_, head_.K, head_.K, work_, Kp_);
+      load_layer({call_.initial[0].W, nullptr}, head_.h, head_.K, head_.K, work_, Kp_);
       transpose(head_.K, head_.K, work_, Kp_, next, Kp_);
       return;
     }
-    const Place at(call_, b_, h_, block);
+    const Place at(call_, head_.index, block);
     const float last = call_.scale[call_.C - 1];
     head_.load(at, block.count);
     head_.recall(at, block.count, G_);
     copy(WT, square_, next);
     product<Store::add>(head_.K, head_.K, block.count, {G_, 1, Kp_}, head_.kq, Ap_, next, Kp_, -last);
     if (n == 0 && block.place > 0) {
+      load_layer(call_.D[0], head_.index, head_.K, head_.K, D_, Kp_);
       transpose(head_.K, head_.K, D_, Kp_, work_, Kp_);
       add_scaled(-last, work_, square_, next);
     }
@@ -185,7 +206,7 @@ class Backward {
   void block(int64_t n, int64_t i) {
     const InnerBlock& block = blocks_[n];
     const float* WT = states_ + i * square_;
-    const Place at(call_, b_, h_, block);
+    const Place at(call_, head_.index, block);
     const int64_t c = block.count, K = head_.K;
     const float f = block.complete ? -call_.scale[call_.C - 1] : 1;  // dD' is f times dW' or what came from outside
     const Gradient& step = block.complete ? dW_ : dD_;
@@ -219,7 +240,7 @@ class Backward {
 
     product<Store::add>(K, K, 2 * c, {dXZ_, 1, Kp_}, head_.kq, Ap_, dW_.WT, Kp_);
     for (int64_t t = 0; t < 2 * c; ++t) add_scaled(1, dXZ_ + t * Kp_, Kp_, dW_.b);
-    if (std::exchange(last_, false)) clear(dD_);  // only the last block's steps are given back
+    if (std::exchange(slot_->last, false)) clear(dD_);  // only the last block's steps are given back
     if (block.restart) {
       add_scaled(1, dW_.WT, square_, dinitial_.WT);
       add_scaled(1, dW_.b, Kp_, dinitial_.b);
@@ -238,7 +259,7 @@ class Backward {
     std::fill_n(gradient.b, Kp_, 0.0f);
   }
   void load(const Layer<const float>& from, const Gradient& to) {
-    load_layer(from, index_, head_.K, head_.K, work_, Kp_);
+    load_layer(from, head_.index, head_.K, head_.K, work_, Kp_);
     transpose(head_.K, head_.K, work_, Kp_, to.WT, Kp_);
     if (call_.bias) copy(work_ + head_.K * Kp_, Kp_, to.b);
   }
@@ -257,6 +278,7 @@ class Backward {
   /// batch.
   float pending_steps(const InnerBlock& block, float f, const Gradient& step, const float* dZ, float* dq) {
     const int64_t c = block.count, K = head_.K, A = head_.A;
+    load_layer(call_.D[0], head_.index, K, K, D_, Kp_);
     to_work(step, 1);
     const float along = block.complete ? dot(work_, D_, A * Kp_) : 0;
     scale(f, A * Kp_, work_);
@@ -269,7 +291,7 @@ class Backward {
       scale(-call_.scale[block.place + i], Kp_, dR + i * Kp_);
     }
     product<Store::add>(A, K, c, {head_.q(c, 0), 1, Ap_}, dR, Kp_, work_, Kp_);
-    store_layer(work_, Kp_, index_, K, K, d_.D[0]);
+    store_layer(work_, Kp_, head_.index, K, K, d_.D[0]);
     transpose(K, K, D_, Kp_, work_, Kp_);
     product<Store::add>(c, K, K, {dR, Kp_}, work_, Kp_, dq, Kp_);
     return along;
@@ -279,17 +301,20 @@ class Backward {
   const TTTGradients& d_;
   HeadBackward head_;
   const InnerBlock* blocks_ = nullptr;
-  int64_t b_ = 0, h_ = 0, index_ = 0;
-  bool last_ = true;  // the block at hand is
   int64_t Kp_, Ap_, Cp_, square_;
-  Gradient dW_, dD_, dinitial_;
-  float* states_;      // [keep][Kp, Kp]: W^T at the start of each block of a group
-  float* D_;           // [A, Kp]
-  float* work_;        // [A, Kp]
-  float *G_, *dG_;     // [C, Kp]
-  float *dXZ_, *dkq_;  // [2C, Kp]: dX over dZ, dk over dq
-  float* columns_;     // [Kp, Cp]
-  float* S_;           // [C, Cp]
+  struct Slot {
+    Gradient dW, dD, dinitial;
+    bool last = true;  // the block at hand is
+  };
+  Slot slots_[kTogether], *slot_ = nullptr;
+  Gradient dW_, dD_, dinitial_;  // of the slot
+  float* states_;                // [keep][Kp, Kp]: W^T at the start of each block of a group
+  float* D_;                     // [A, Kp]
+  float* work_;                  // [A, Kp]
+  float *G_, *dG_;               // [C, Kp]
+  float *dXZ_, *dkq_;            // [2C, Kp]: dX over dZ, dk over dq
+  float* columns_;               // [Kp, Cp]
+  float* S_;                     // [C, Cp]
 };
 
 void forward(const TTTCall& call, const TTTResult& result) { forward_all<Forward>(call, result); }

@@ -123,8 +123,10 @@ struct Pairs {
 
 class Forward {
  public:
+  static constexpr int64_t kTogether = 1;
+
   Forward(Scratch& scratch, const TTTCall& call, const TTTResult& result)
-      : call_(call), result_(result), head_(scratch, call), pairs_(call), width_(pairs_.width) {
+      : call_(call), result_(result), head_(scratch, call, kTogether), pairs_(call), width_(pairs_.width) {
     const int64_t Cp = head_.Cp, Kp = head_.Kp, row = width_.row;
     W_ = pairs_.take(scratch);
     D_ = pairs_.take(scratch);
@@ -137,29 +139,30 @@ class Forward {
     columns_ = scratch.take(row * Cp);
   }
 
-  void begin(int64_t b, int64_t h, bool pending) {
-    const int64_t index = b * call_.H + h;
-    head_.select(h);
-    pairs_.load(call_.W, index, W_);
+  void select(int64_t slot, int64_t index) { head_.select(slot, index); }
+  void begin(bool pending) {
+    head_.begin();
+    pairs_.load(call_.W, head_.index, W_);
     pending_ = pending;
-    if (pending_) pairs_.load(call_.D, index, D_);
+    if (pending_) pairs_.load(call_.D, head_.index, D_);
   }
-  void restart(int64_t h) {
-    pairs_.load(call_.initial, h, W_);
+  void restart() {
+    pairs_.load(call_.initial, head_.h, W_);
     pending_ = false;
   }
   void save(float* to) const {
     copy(W_.W1, pairs_.size1, to);
     copy(W_.W2, width_.F * head_.Kp, to + pairs_.size1);
   }
-  void end(int64_t index) {
+  void end() {
     if (!pending_) pairs_.clear(D_);
-    pairs_.store(W_, index, result_.W);
-    pairs_.store(D_, index, result_.D);
+    pairs_.store(W_, head_.index, result_.W);
+    pairs_.store(D_, head_.index, result_.D);
   }
 
   /// Returns the inner loss before the step.
-  double block(const Place& at, const InnerBlock& block) {
+  double block(const InnerBlock& block) {
+    const Place at(call_, head_.index, block);
     const int64_t c = block.count, K = head_.K, Kp = head_.Kp, Cp = head_.Cp, F = width_.F, row = width_.row;
     const float* s = call_.scale + block.place;
     float *Y = U_ + c * row, *a = h_ + c * row, *Zq = Z_ + c * Kp;
@@ -245,8 +248,10 @@ class Forward {
 
 class Backward {
  public:
+  static constexpr int64_t kTogether = 1;
+
   Backward(Scratch& scratch, const TTTCall& call, const TTTGradients& gradients)
-      : call_(call), d_(gradients), head_(scratch, call, gradients), pairs_(call), width_(pairs_.width) {
+      : call_(call), d_(gradients), head_(scratch, call, gradients, kTogether), pairs_(call), width_(pairs_.width) {
     const int64_t Cp = head_.Cp, Kp = head_.Kp, row = width_.row;
     states_.resize(static_cast<size_t>(call.keep));
     for (size_t i = 1; i < states_.size(); ++i) states_[i] = pairs_.take(scratch);
@@ -266,20 +271,22 @@ class Backward {
     for (float** scores : {&P1_, &S1_, &P2_, &S2_}) *scores = scratch.take(Cp * Cp);
   }
 
-  void begin(int64_t b, int64_t h) {
-    blocks_ = call_.blocks[static_cast<size_t>(b)].data();
-    b_ = b, h_ = h, index_ = b * call_.H + h;
-    head_.begin(h);
+  void select(int64_t slot, int64_t index) {
+    head_.select(slot, index);
+    blocks_ = call_.blocks[static_cast<size_t>(head_.b)].data();
+  }
+  void begin() {
+    head_.begin();
     pairs_.clear(dinitial_);
-    pairs_.load(d_.W_after, index_, dW_);
-    pairs_.load(d_.D_after, index_, dD_);
+    pairs_.load(d_.W_after, head_.index, dW_);
+    pairs_.load(d_.D_after, head_.index, dD_);
     last_ = true;
-    if (blocks_[0].place > 0) pairs_.load(call_.D, index_, D_);
+    if (blocks_[0].place > 0) pairs_.load(call_.D, head_.index, D_);
   }
   void end() {
-    head_.end(index_);
-    pairs_.store(dW_, index_, d_.W);
-    pairs_.store(dinitial_, index_, d_.initial);
+    head_.end();
+    pairs_.store(dW_, head_.index, d_.W);
+    pairs_.store(dinitial_, head_.index, d_.initial);
   }
 
   void recall_state(float* saved) { states_[0] = {saved, saved + pairs_.size1}; }
@@ -288,8 +295,8 @@ class Backward {
   void advance(int64_t n, int64_t i) {
     const InnerBlock& block = blocks_[n];
     const Pair &W = states_[static_cast<size_t>(i)], &next = states_[static_cast<size_t>(i) + 1];
-    if (blocks_[n + 1].restart) return pairs_.load(call_.initial, h_, next);
-    const Place at(call_, b_, h_, block);
+    if (blocks_[n + 1].restart) return pairs_.load(call_.initial, head_.h, next);
+    const Place at(call_, head_.index, block);
     const int64_t c = block.count, row = width_.row;
     const float last = call_.scale[call_.C - 1];
     float *G1 = AG_, *G2 = XZG_;
@@ -310,7 +317,7 @@ class Backward {
   void block(int64_t n, int64_t i) {
     const InnerBlock& block = blocks_[n];
     const Pair& W = states_[static_cast<size_t>(i)];
-    const Place at(call_, b_, h_, block);
+    const Place at(call_, head_.index, block);
     const bool pending = n == 0 && block.place > 0;
     const float f = block.complete ? -call_.scale[call_.C - 1] : 1;  // dD' is f times dW' or what came from outside
     const Pair& step = block.complete ? dW_ : dD_;
@@ -426,7 +433,7 @@ class Backward {
     pairs_.add(f, step, D_);
     product<Store::add>(head_.A, F, c, {head_.q(c, 0), 1, head_.Ap}, R1_, row, D_.W1, row);
     product<Store::add>(width_.A, K, c, {haM_ + c * row, 1, row}, R2_, Kp, D_.W2, Kp);
-    pairs_.store(D_, index_, d_.D);
+    pairs_.store(D_, head_.index, d_.D);
     return along;
   }
 
@@ -445,7 +452,6 @@ class Backward {
   Pairs pairs_;
   Width width_;
   const InnerBlock* blocks_ = nullptr;
-  int64_t b_ = 0, h_ = 0, index_ = 0;
   bool last_ = true;          // the block at hand is
   std::vector<Pair> states_;  // W at the start of each block of a group
   Pair D_, dW_, dD_, dinitial_;
