@@ -2,8 +2,8 @@
 
     demo.py gather FOLDER [DATA]   files of DATA, else of the Python library -> FOLDER/train, FOLDER/validation
     demo.py steps SECONDS          from lineal bench's JSON on standard input: how many steps fit
-    demo.py compare TEXT EVAL.json
-    demo.py plot EVAL.json CONTEXT PICTURE.png
+    demo.py compare TEXT EVAL.json FORGETFUL.json CONTEXT
+    demo.py plot EVAL.json CONTEXT STREAM PICTURE.png
 """
 import gzip
 import hashlib
@@ -77,16 +77,17 @@ def gather(folder, data):
         print(f"{part}: {len(files)} files, {size[part]:,} bytes of {data or 'the Python library'}")
 
 
-def compare(path, result):
+def compare(path, result, forgetful, context):
     text = b"".join(p.read_bytes() for p in sorted(path.iterdir())) if path.is_dir() else path.read_bytes()
     bits = lambda size: 8 * size / len(text)
     print(f"bits per byte of {len(text):,} bytes of validation text")
-    print(f"  lineal   {result['bits_per_byte']:.3f}")
-    print(f"  gzip -9  {bits(len(zlib.compress(text, 9))):.3f}")
-    print(f"  xz -9    {bits(len(lzma.compress(text, preset=9))):.3f}")
+    for name, value in [("lineal", result["bits_per_byte"]),
+                        (f"lineal, its state thrown away every {context}", forgetful["bits_per_byte"]),
+                        ("gzip -9", bits(len(zlib.compress(text, 9)))), ("xz -9", bits(len(lzma.compress(text, preset=9))))]:
+        print(f"  {name:40} {value:.3f}")
 
 
-def plot(result, context, picture):
+def plot(result, context, stream, picture):
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -98,12 +99,15 @@ def plot(result, context, picture):
     losses = [p["nats_per_token"] / math.log(2) for p in buckets]  # a token is a byte
     figure, axes = pyplot.subplots(figsize=(7, 3.4), layout="constrained")
     axes.plot(positions, losses, marker="o", markersize=3, color="#2860a0")
-    axes.axvline(context, color="#888888", linestyle="--", linewidth=1)
-    axes.text(context, axes.get_ylim()[1], " trained on this length", va="top", color="#555555", fontsize=9)
+    axes.margins(y=0.12)
+    for place, words in [(context, "gradients reach this far"), (stream, "trained to this length")]:
+        axes.axvline(place, color="#888888", linestyle="--", linewidth=1)
+        axes.annotate(words, (place, 1), xycoords=("data", "axes fraction"), xytext=(4, -4), textcoords="offset points",
+                      va="top", color="#555555", fontsize=9)
     axes.set_xscale("log", base=2)
     axes.set_xlabel("bytes read of the document")
     axes.set_ylabel("bits per byte")
-    axes.set_title(f"TTT-Linear: loss by position, out to {buckets[-1]['end'] // context} times the training length", fontsize=10)
+    axes.set_title("TTT-Linear: loss by position in documents that it was not trained on", fontsize=10)
     axes.grid(alpha=0.25)
     figure.savefig(picture, dpi=110)
     print("bits per byte by position")
@@ -120,6 +124,6 @@ if __name__ == "__main__":
         result = json.load(sys.stdin)
         print(max(20, int(float(rest[0]) / statistics.median(result["seconds"]))))
     elif command == "compare":
-        compare(pathlib.Path(rest[0]), json.loads(pathlib.Path(rest[1]).read_text()))
+        compare(pathlib.Path(rest[0]), *(json.loads(pathlib.Path(path).read_text()) for path in rest[1:3]), rest[3])
     else:
-        plot(json.loads(pathlib.Path(rest[0]).read_text()), int(rest[1]), rest[2])
+        plot(json.loads(pathlib.Path(rest[0]).read_text()), int(rest[1]), int(rest[2]), rest[3])

@@ -6,7 +6,8 @@ cd "$(dirname "$0")/.."
 
 lineal=build/lineal
 out=runs/demo
-context=512
+context=512   # tokens that a gradient reaches back
+stream=8192   # tokens that the state is then carried in training
 batch=2  # small: on few tokens, more steps learn more than larger batches
 seconds=${DEMO_SECONDS:-240}  # of training
 model=(--layers 'ttt_linear*5' --hidden-size 128 --intermediate-size 352 --pre-conv true)
@@ -25,16 +26,24 @@ fi
 say "text"
 "$python" runs/demo.py gather "$out/text" "${1:-}"
 
-steps=$("$lineal" bench model "${model[@]}" --batch-size "$batch" --context "$context" --steps 8 --json |
-  "$python" runs/demo.py steps "$seconds")
-say "training: $steps steps, about $seconds s on this machine"
-"$lineal" train "$out/text/train" -o "$out/run" "${model[@]}" -c "$context" --batch-size "$batch" --steps "$steps" \
-  --lr 2e-3 --min-lr 2e-4 --validation 0 --log-every $((steps / 8 + 1)) --save-every "$steps"
+rate() { "$lineal" bench model "${model[@]}" "$@" --json; }
+steps=$(rate --batch-size "$batch" --context "$context" --steps 8 | "$python" runs/demo.py steps "$((seconds / 2))")
+streamed=$(rate --batch-size 1 --context "$stream" --segment "$context" --steps 2 |
+  "$python" runs/demo.py steps "$((seconds / 2))")
+learn=(--validation 0 --min-lr 2e-4)
+say "training: $steps steps of $batch x $context bytes, about $((seconds / 2)) s on this machine"
+"$lineal" train "$out/text/train" -o "$out/first" "${model[@]}" -c "$context" --batch-size "$batch" --steps "$steps" \
+  --lr 2e-3 "${learn[@]}" --log-every $((steps / 4 + 1)) --save-every "$steps"
+
+say "training on: $streamed steps of $stream bytes, the state carried over every $context"
+"$lineal" train "$out/text/train" -o "$out/run" --init "$out/first" -c "$stream" --segment "$context" --batch-size 1 \
+  --steps "$streamed" --lr 1e-3 "${learn[@]}" --log-every $((streamed / 4 + 1)) --save-every "$streamed"
 
 say "loss"
 "$lineal" eval -m "$out/run" "$out/text/validation" --json >"$out/eval.json"
-"$python" runs/demo.py compare "$out/text/validation" "$out/eval.json"
-"$python" runs/demo.py plot "$out/eval.json" "$context" "$out/loss_by_position.png"
+"$lineal" eval -m "$out/run" "$out/text/validation" --max-context "$context" --json >"$out/forgetful.json"
+"$python" runs/demo.py compare "$out/text/validation" "$out/eval.json" "$out/forgetful.json" "$context"
+"$python" runs/demo.py plot "$out/eval.json" "$context" "$stream" "$out/loss_by_position.png"
 
 say "a sample"
 "$lineal" generate -m "$out/run" -p 'def ' -n 300 --temp 0.7 -s 1
