@@ -164,9 +164,7 @@ Tensor LanguageModel::hidden(const Tensor& tokens, State& state, const Segments&
   return norm_->forward(x);
 }
 
-Tensor LanguageModel::head(const Tensor& hidden) {
-  return at::linear(hidden, head_weight());
-}
+Tensor LanguageModel::head(const Tensor& hidden) { return at::linear(hidden, head_weight()); }
 
 Tensor LanguageModel::forward(const Tensor& tokens, State& state, const Segments& segments) {
   return head(hidden(tokens, state, segments));
