@@ -64,8 +64,10 @@ def refusals():
 def main():
     torch.ops.load_library(sys.argv[1])
     wrong = check("ttt_linear", operations.ttt_linear(B=2, H=3, K=12, C=8, T=40))
+    wrong += check("ttt_mlp", operations.ttt_mlp(B=2, H=3, K=12, C=8, T=40))
     wrong += check("linear_attention", operations.linear_attention(B=2, H=3, K=12, V=10, T=45, C=15))
     wrong += check("delta_rule", operations.delta_rule(B=2, H=3, K=12, V=10, T=45, C=15))
+    wrong += check("selective_scan", operations.selective_scan(B=2, D=6, N=5, T=43))
     wrong += refusals()
     print("\n".join(wrong) if wrong else "all agree")
     return 1 if wrong else 0

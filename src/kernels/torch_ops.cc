@@ -15,7 +15,7 @@ using Optional = std::optional<Tensor>;
 template <class Result, class Input>
 Result run(const Operation<Result, Input>& operation, const Input& input) {
   const auto none = [&](const Input&) -> Result {
-    fail(operation.name, ": no fused kernel for this device, type and shape, expected float32 on the CPU");
+    fail(operation.name, ": no fused kernel for this device, type and shape");
   };
   return use(operation, none, input);
 }
@@ -66,8 +66,26 @@ std::tuple<Tensor, Tensor> delta_rule_op(const Tensor& q, const Tensor& k, const
   return {std::move(out.o), std::move(out.S)};
 }
 
+std::tuple<Tensor, Tensor> selective_scan_op(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B,
+                                             const Tensor& C, const Tensor& h, const Optional& D, const Optional& z,
+                                             const Optional& bias, const Optional& starts, bool softplus) {
+  ScanOutput out = run(selective_scan, {.u = u,
+                                        .delta = delta,
+                                        .A = A,
+                                        .B = B,
+                                        .C = C,
+                                        .D = D.value_or(Tensor()),
+                                        .z = z.value_or(Tensor()),
+                                        .bias = bias.value_or(Tensor()),
+                                        .softplus = softplus,
+                                        .h = h,
+                                        .starts = starts.value_or(Tensor())});
+  return {std::move(out.y), std::move(out.h)};
+}
+
 TORCH_LIBRARY(lineal, library) {
   library.def(text("ttt_linear", kTTT).c_str(), ttt<ttt_linear>);
+  library.def(text("ttt_mlp", kTTT).c_str(), ttt<ttt_mlp>);
   library.def(
       "linear_attention(Tensor q, Tensor k, Tensor v, Tensor S, *, Tensor? g=None, Tensor? starts=None) "
       "-> (Tensor o, Tensor S_after)",
@@ -76,6 +94,10 @@ TORCH_LIBRARY(lineal, library) {
       "delta_rule(Tensor q, Tensor k, Tensor v, Tensor beta, Tensor S, *, Tensor? g=None, Tensor? starts=None) "
       "-> (Tensor o, Tensor S_after)",
       delta_rule_op);
+  library.def(
+      "selective_scan(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor h, *, Tensor? D=None, "
+      "Tensor? z=None, Tensor? bias=None, Tensor? starts=None, bool softplus=False) -> (Tensor y, Tensor h_after)",
+      selective_scan_op);
 }
 
 }  // namespace
