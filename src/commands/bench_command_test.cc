@@ -65,7 +65,51 @@ TEST_F(BenchCommand, TellsWhichKernelsRan) {
   EXPECT_NE(plain.out.find("\nttt_linear: ttt_linear fused on "), std::string::npos) << plain.out;
 }
 
+TEST_F(BenchCommand, MeasuresOperationsBesideTheMachine) {
+  Names args = {"op", "linear_attention", "delta_rule", "--heads",   "3",   "--head-size", "8", "--length",
+                "40", "--batch-size",     "2",          "--seconds", "0.01"};
+  const ProgramResult plain = bench(args);
+  ASSERT_EQ(plain.code, 0) << plain.err;
+  EXPECT_NE(plain.out.find("\nB 2 H 3 K 8 T 40"), std::string::npos) << plain.out;
+  EXPECT_NE(plain.out.find("\nkernels: linear_attention fused on "), std::string::npos) << plain.out;
+  args.push_back("--json");
+  const Json result = Json::parse(bench(args).out);
+  const Json& rows = result["operations"];
+  ASSERT_EQ(rows.size(), 4u);
+  const auto value = [](const Json& row, const char* key) { return row[key].get<double>(); };
+  // The recurrences' products, k v^T and S^T q of 3 heads, and for the delta rule S^T k.
+  const double products[] = {2, 6, 3, 9}, numbers[] = {32, 88, 33, 91};
+  for (size_t i = 0; i < 4; ++i) {
+    const Json& row = rows[i];
+    EXPECT_EQ(row["operation"],
+              Names({"linear_attention", "linear_attention both", "delta_rule", "delta_rule both"})[i]);
+    EXPECT_GT(value(row, "us_per_token_least"), 0);
+    EXPECT_LE(value(row, "us_per_token_least"), value(row, "us_per_token"));
+    EXPECT_LE(value(row, "us_per_token"), value(row, "us_per_token_most"));
+    EXPECT_NEAR(value(row, "gflops") * value(row, "us_per_token") * 1e3, products[i] * 3 * 2 * 8 * 8, 1e-6);
+    EXPECT_NEAR(value(row, "gbytes") * value(row, "us_per_token") * 1e3, numbers[i] * 3 * 4, 1e-6);
+    EXPECT_NEAR(value(row, "of_tiles") * value(result["machine"], "tiles_gflops"), value(row, "gflops"), 1e-9);
+    EXPECT_NEAR(value(row, "of_copy") * value(result["machine"], "copy_gbytes"), value(row, "gbytes"), 1e-9);
+  }
+  const Json machine = Json::parse(bench({"machine", "--seconds", "0.01", "--json"}).out);
+  for (const char* key : {"sgemm_gflops", "bf16_gemm_gflops", "tiles_gflops", "copy_gbytes"}) {
+    EXPECT_GT(value(machine, key), 0) << key;
+  }
+}
+
+TEST_F(BenchCommand, OperationsRunOnTheirReferencesWhenAsked) {
+  const ProgramResult result = bench({"op", "--kernels", "reference", "--heads", "2", "--head-size", "4", "--length",
+                                      "20", "--seconds", "0.001", "--json"});
+  ASSERT_EQ(result.code, 0) << result.err;
+  const Json found = Json::parse(result.out);
+  EXPECT_EQ(found["kernels"].get<std::string>().find("fused"), std::string::npos) << found["kernels"];
+  EXPECT_NE(found["kernels"].get<std::string>().find("ttt_linear reference"), std::string::npos) << found["kernels"];
+}
+
 TEST_F(BenchCommand, MistakesEndInOneLine) {
+  EXPECT_TRUE(refused(bench({"op", "delta_ruel"}), {"bench op: unknown operation", "did you mean 'delta_rule'"}));
+  EXPECT_TRUE(refused(bench({"op", "--head-sise", "3"}), {"bench op: ", "did you mean '--head-size'"}));
+  EXPECT_TRUE(refused(bench({"machine", "5"}), {"bench machine: unexpected argument '5'"}));
   EXPECT_TRUE(refused(bench({"attention", "--hidden-size", "30"}),
                       {"attention: num_attention_heads is 4", "divisor of hidden_size 30"}));
   EXPECT_TRUE(refused(bench({"atention"}), {"unknown mixer 'atention'", "did you mean 'attention'"}));

@@ -1,0 +1,64 @@
+#include "bench/repeat.h"
+
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <array>
+#include <map>
+
+namespace lineal {
+namespace {
+
+constexpr int kRepetitions = 7;
+
+/// Keeps the times and prints nothing.
+class Collector : public benchmark::BenchmarkReporter {
+ public:
+  bool ReportContext(const Context&) override { return true; }
+  void ReportRuns(const std::vector<Run>& runs) override {
+    for (const Run& run : runs) {
+      if (run.run_type != Run::RT_Iteration || run.iterations == 0) continue;
+      times[run.run_name.function_name].push_back(run.real_accumulated_time / static_cast<double>(run.iterations));
+    }
+  }
+  std::map<std::string, std::vector<double>> times;  // seconds, by name
+};
+
+void initialize() {
+  static const bool done = [] {
+    std::string name = "lineal", interleave = "--benchmark_enable_random_interleaving=true";
+    std::array<char*, 3> argv = {name.data(), interleave.data(), nullptr};
+    int argc = 2;
+    benchmark::Initialize(&argc, argv.data());
+    return true;
+  }();
+  static_cast<void>(done);
+}
+
+}  // namespace
+
+std::vector<RunTime> repeat(const std::vector<Repeated>& computations, double seconds) {
+  initialize();
+  for (const auto& computation : computations) {
+    computation.run();
+    const auto loop = [&computation](benchmark::State& state) {
+      for ([[maybe_unused]] auto _ : state) computation.run();
+    };
+    benchmark::RegisterBenchmark(computation.name.c_str(), loop)
+        ->MinTime(seconds / kRepetitions)
+        ->Repetitions(kRepetitions)
+        ->UseRealTime();
+  }
+  Collector collector;
+  benchmark::RunSpecifiedBenchmarks(&collector);
+  benchmark::ClearRegisteredBenchmarks();
+  std::vector<RunTime> result;
+  for (const auto& computation : computations) {
+    auto& times = collector.times.at(computation.name);
+    std::sort(times.begin(), times.end());
+    result.push_back({times[times.size() / 2], times.front(), times.back()});
+  }
+  return result;
+}
+
+}  // namespace lineal

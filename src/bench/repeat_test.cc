@@ -1,0 +1,38 @@
+#include "bench/repeat.h"
+
+#include <gtest/gtest.h>
+
+#include "core/error.h"
+#include "testing/throws_error.h"
+
+namespace lineal {
+namespace {
+
+TEST(Repeat, TimesEachManyTimes) {
+  for (const int round : {1, 2}) {  // what one call has registered is not in the next
+    std::vector<int> runs(3);
+    std::vector<Repeated> computations;
+    for (size_t i = 0; i < runs.size(); ++i) {
+      computations.push_back({text("computation ", i), [&runs, i] { ++runs[i]; }});
+    }
+    const auto times = repeat(computations, 0.01);
+    ASSERT_EQ(times.size(), runs.size()) << round;
+    for (size_t i = 0; i < runs.size(); ++i) {
+      EXPECT_GT(runs[i], 7) << i;
+      EXPECT_GT(times[i].least, 0) << i;
+      EXPECT_LE(times[i].least, times[i].median) << i;
+      EXPECT_LE(times[i].median, times[i].most) << i;
+    }
+  }
+}
+
+TEST(Repeat, AMistakeEndsItBeforeAnyIsTimed) {
+  int runs = 0;
+  const std::vector<Repeated> computations = {{"good", [&] { ++runs; }}, {"bad", [] { fail("bad: no such kernel"); }}};
+  EXPECT_TRUE(throws_error([&] { repeat(computations, 0.01); }, {"bad: no such kernel"}));
+  EXPECT_LE(runs, 1);
+  EXPECT_EQ(repeat({{"alone", [&] { ++runs; }}}, 0.01).size(), 1u);
+}
+
+}  // namespace
+}  // namespace lineal
