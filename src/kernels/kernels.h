@@ -91,13 +91,14 @@ struct TTTOutput {
 
 extern const Operation<TTTOutput, TTTInput> ttt_linear, ttt_mlp;
 
-/// What a linear recurrence reads: S_t = exp(g_t) S_{t-1} + k_t u_t^T and o_t = S_t^T q_t, where u_t = v_t, or with
-/// beta the delta rule's beta_t (v_t - exp(g_t) S_{t-1}^T k_t).
+/// What a linear recurrence reads: S_t = diag(exp(g_t)) S_{t-1} + k_t u_t^T and o_t = S_t^T q_t, where u_t = v_t, or
+/// with beta the delta rule's beta_t (v_t - (diag(exp(g_t)) S_{t-1})^T k_t). q, k and v may be bfloat16, and so is o
+/// then; the rest is in the state's type.
 struct RecurrenceInput {
   Tensor q, k;    // [B, T, H, K]
   Tensor v;       // [B, T, H, V]
   Tensor beta;    // [B, T, H], or undefined
-  Tensor g;       // [B, T, H], logarithms of decays, or undefined: none
+  Tensor g;       // logarithms of decays, [B, T, H] or per channel [B, T, H, K], or undefined: none
   Tensor S;       // [B, H, K, V]
   Tensor starts;  // bool [B, T], where documents start with S = 0, or undefined
 };

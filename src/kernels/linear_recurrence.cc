@@ -15,8 +15,10 @@ using torch::autograd::variable_list;
 /// Inputs in the order autograd sees them, and what is saved beside them; the absent are empty on their way through it.
 enum { kQ, kK, kV, kBeta, kG, kS, kInputs, kErrors = kInputs, kStates };
 
-const float* data(const Tensor& x) { return x.numel() > 0 ? x.const_data_ptr<float>() : nullptr; }
-float* mutable_data(const Tensor& x) { return x.numel() > 0 ? x.mutable_data_ptr<float>() : nullptr; }
+const float* data(const Tensor& x) { return x.defined() && x.numel() > 0 ? x.const_data_ptr<float>() : nullptr; }
+float* mutable_data(const Tensor& x) { return x.defined() && x.numel() > 0 ? x.mutable_data_ptr<float>() : nullptr; }
+cpu::Source source(const Tensor& x) { return {x.const_data_ptr(), x.scalar_type() == at::kBFloat16}; }
+cpu::Target target(const Tensor& x) { return {x.mutable_data_ptr(), x.scalar_type() == at::kBFloat16}; }
 
 /// The call with the chunks of every row: full ones from its start and from that of each document.
 cpu::RecurrenceCall cut(cpu::RecurrenceCall call, const Tensor& starts) {
@@ -25,13 +27,18 @@ cpu::RecurrenceCall cut(cpu::RecurrenceCall call, const Tensor& starts) {
     const bool* start = rows.defined() ? rows.const_data_ptr<bool>() + b * call.T : nullptr;
     for (int64_t t = 0; t < call.T;) {
       int64_t end = t + 1;
-      while (end < call.T && end - t < cpu::kChunk && !(start && start[end])) ++end;
+      while (end < call.T && end - t < call.chunk_size() && !(start && start[end])) ++end;
       call.chunks.push_back({t, end - t, start && start[t]});
       t = end;
     }
     call.row_end.push_back(static_cast<int64_t>(call.chunks.size()));
   }
   return call;
+}
+
+void point(cpu::RecurrenceCall& call, const variable_list& in) {
+  call.q = source(in[kQ]), call.k = source(in[kK]), call.v = source(in[kV]);
+  call.beta = data(in[kBeta]), call.g = data(in[kG]), call.S = data(in[kS]);
 }
 
 /// The call that forward made, kept for backward.
@@ -49,7 +56,7 @@ class LinearRecurrence : public torch::autograd::Function<LinearRecurrence> {
     point(call, in);
     const Tensor o = at::empty_like(in[kV]), S = at::empty_like(in[kS]);
     if (differentiable) {
-      in.push_back(call.beta ? at::empty_like(in[kV]) : at::empty({0}, in[kV].options()));
+      in.push_back(call.beta ? at::empty(in[kV].sizes(), in[kS].options()) : at::empty({0}, in[kS].options()));
       in.push_back(at::empty({call.states_saved(), call.K, call.V}, in[kS].options()));
       keep(call, in);
       auto saved = c10::make_intrusive<Saved>();
@@ -58,7 +65,7 @@ class LinearRecurrence : public torch::autograd::Function<LinearRecurrence> {
       context->save_for_backward(in);
       context->set_materialize_grads(true);
     }
-    cpu::linear_recurrence_forward(call, {mutable_data(o), mutable_data(S)});
+    cpu::linear_recurrence_forward(call, {target(o), mutable_data(S)});
     return {o, S};
   }
 
@@ -74,45 +81,70 @@ class LinearRecurrence : public torch::autograd::Function<LinearRecurrence> {
     const Tensor o = gradients[0].contiguous(), S_after = gradients[1].contiguous();
     variable_list d(kInputs);
     for (int i = 0; i < kInputs; ++i) d[i] = at::empty_like(saved[i]);
-    cpu::linear_recurrence_backward(
-        call, {data(o), data(S_after), mutable_data(d[kQ]), mutable_data(d[kK]), mutable_data(d[kV]),
-               mutable_data(d[kBeta]), mutable_data(d[kG]), mutable_data(d[kS])});
+    cpu::linear_recurrence_backward(call, {source(o), data(S_after), target(d[kQ]), target(d[kK]), target(d[kV]),
+                                           mutable_data(d[kBeta]), mutable_data(d[kG]), mutable_data(d[kS])});
     d.insert(d.end(), 2, Tensor());  // of the pieces and the flag
     return d;
   }
 
  private:
-  static void point(cpu::RecurrenceCall& call, const variable_list& in) {
-    call.q = data(in[kQ]), call.k = data(in[kK]), call.v = data(in[kV]);
-    call.beta = data(in[kBeta]), call.g = data(in[kG]), call.S = data(in[kS]);
-  }
   static void keep(cpu::RecurrenceCall& call, const variable_list& in) {
     call.errors = mutable_data(in[kErrors]), call.states = mutable_data(in[kStates]);
   }
 };
 
-std::optional<RecurrenceOutput> fused(const char* who, const RecurrenceInput& in) {
+/// The call of the input's sizes, which are checked.
+cpu::RecurrenceCall sized(const char* who, const RecurrenceInput& in) {
   Dims dims(who);
   dims.check(in.q, "BTHK", "q");
   dims.check(in.k, "BTHK", "k");
   dims.check(in.v, "BTHV", "v");
   if (in.beta.defined()) dims.check(in.beta, "BTH", "beta");
-  if (in.g.defined()) dims.check(in.g, "BTH", "g");
+  const bool channels = in.g.defined() && in.g.dim() == 4;
+  if (in.g.defined()) dims.check(in.g, channels ? "BTHK" : "BTH", "g");
   dims.check(in.S, "BHKV", "S");
   if (in.starts.defined()) dims.check(in.starts, "BT", "starts");
+  cpu::RecurrenceCall call{.B = dims['B'], .T = dims['T'], .H = dims['H'], .K = dims['K'], .V = dims['V']};
+  if (in.g.defined()) call.decay = channels ? cpu::Decay::channel : cpu::Decay::token;
+  return call;
+}
+
+/// q, k and v of one type, float32 or bfloat16; the rest float32.
+bool has_kernel(const RecurrenceInput& in) {
+  const auto type = in.q.scalar_type();
+  if (type != at::kFloat && type != at::kBFloat16) return false;
+  for (const Tensor* x : {&in.q, &in.k, &in.v}) {
+    if (!x->is_cpu() || x->scalar_type() != type) return false;
+  }
+  for (const Tensor* x : {&in.beta, &in.g, &in.S}) {
+    if (x->defined() && !(x->is_cpu() && x->scalar_type() == at::kFloat)) return false;
+  }
+  return in.q.numel() > 0 && in.v.numel() > 0;
+}
+
+std::optional<RecurrenceOutput> fused(const char* who, const RecurrenceInput& in) {
+  cpu::RecurrenceCall call = sized(who, in);
+  if (!has_kernel(in)) return {};
   variable_list inputs = {in.q, in.k, in.v, in.beta, in.g, in.S};
   bool differentiable = false;
   for (Tensor& x : inputs) {
-    if (!x.defined()) x = at::empty({0}, in.q.options());
-    if (!x.is_cpu() || x.scalar_type() != at::kFloat) return {};
+    if (!x.defined()) continue;
     differentiable |= x.requires_grad();
     x = x.contiguous();
   }
-  if (in.q.numel() == 0 || in.v.numel() == 0) return {};
-  const cpu::RecurrenceCall pieces =
-      cut({.B = dims['B'], .T = dims['T'], .H = dims['H'], .K = dims['K'], .V = dims['V']}, in.starts);
-  const auto out =
-      LinearRecurrence::apply(at::TensorList(inputs), pieces, differentiable && at::GradMode::is_enabled());
+  differentiable &= at::GradMode::is_enabled();
+  if (call.T == 1 && !differentiable) {
+    point(call, inputs);
+    const Tensor starts = in.starts.defined() ? in.starts.contiguous() : Tensor();
+    const Tensor o = at::empty_like(inputs[kV]), S = at::empty_like(inputs[kS]);
+    cpu::linear_recurrence_step(call, starts.defined() ? starts.const_data_ptr<bool>() : nullptr,
+                                {target(o), mutable_data(S)});
+    return RecurrenceOutput{o, S};
+  }
+  for (Tensor& x : inputs) {
+    if (!x.defined()) x = at::empty({0}, in.S.options());
+  }
+  const auto out = LinearRecurrence::apply(at::TensorList(inputs), cut(std::move(call), in.starts), differentiable);
   return RecurrenceOutput{out[0], out[1]};
 }
 

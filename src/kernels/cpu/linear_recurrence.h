@@ -7,8 +7,21 @@
 
 namespace lineal::kernels::cpu {
 
-/// The most tokens handled at once.
-constexpr int64_t kChunk = 32;
+/// The most tokens handled at once, and with a decay per channel, whose cost grows with their square.
+constexpr int64_t kChunk = 32, kChannelChunk = 16;
+
+/// A contiguous tensor of float32 or bfloat16, or null.
+struct Source {
+  const void* data = nullptr;
+  bool bfloat16 = false;
+};
+struct Target {
+  void* data = nullptr;
+  bool bfloat16 = false;
+};
+
+/// What the state is multiplied by before a token is added.
+enum class Decay { none, token, channel };
 
 /// Tokens [first, first + count) of one row, all of one document.
 struct RecurrenceChunk {
@@ -16,21 +29,23 @@ struct RecurrenceChunk {
   bool restart;  // they begin their document: the state is zero before them
 };
 
-/// One call; formulas and letters in linear_recurrence.cc.
+/// One call; formulas and letters in linear_recurrence-inl.h.
 struct RecurrenceCall {
   int64_t B, T, H, K, V;
   std::vector<RecurrenceChunk> chunks;  // of all rows, in order
   std::vector<int64_t> row_end;         // [B]: where the chunks of each row end
   int64_t keep = 4;                     // chunks to one state saved for the backward pass
-  const float *q, *k;                   // [B, T, H, K]
-  const float* v;                       // [B, T, H, V]
-  const float* beta;                    // [B, T, H], or null: adds v instead of correcting towards it
-  const float* g;                       // [B, T, H], or null: no decay
-  const float* S;                       // [B, H, K, V], before the call
+  Decay decay = Decay::none;
+  Source q, k;                  // [B, T, H, K]
+  Source v;                     // [B, T, H, V]
+  const float* beta = nullptr;  // [B, T, H], or null: adds v instead of correcting towards it
+  const float* g = nullptr;     // [B, T, H], with a decay per channel [B, T, H, K], or null
+  const float* S = nullptr;     // [B, H, K, V], before the call
   // What the backward pass needs, or null.
   float* errors = nullptr;  // [B, T, H, V]: Y, with beta
   float* states = nullptr;  // [states_saved(), K, V]: S at every keep-th chunk of each row and head
 
+  int64_t chunk_size() const { return decay == Decay::channel ? kChannelChunk : kChunk; }
   int64_t row_begin(int64_t b) const { return b == 0 ? 0 : row_end[static_cast<size_t>(b) - 1]; }
   int64_t row_chunks(int64_t b) const { return row_end[static_cast<size_t>(b)] - row_begin(b); }
   /// Rounded up in every row: the states of row b and head h begin at saved_before(b, h).
@@ -43,17 +58,23 @@ struct RecurrenceCall {
 };
 
 struct RecurrenceResult {
-  float* o;  // [B, T, H, V]
-  float* S;  // [B, H, K, V], after the call
+  Target o;            // [B, T, H, V]
+  float* S = nullptr;  // [B, H, K, V], after the call
 };
 
 /// Gradients of the results, and of the inputs; beta and g are null where the call has none.
 struct RecurrenceGradients {
-  const float *o, *S_after;
-  float *q, *k, *v, *beta, *g, *S;
+  Source o;
+  const float* S_after;
+  Target q, k, v;
+  float *beta, *g, *S;
 };
 
 void linear_recurrence_forward(const RecurrenceCall& call, const RecurrenceResult& result);
 void linear_recurrence_backward(const RecurrenceCall& call, const RecurrenceGradients& gradients);
+
+/// Forward of one token a row without what the backward pass needs: no chunks, S passes once through the registers.
+/// starts [B], or null: where the state is zero before the token.
+void linear_recurrence_step(const RecurrenceCall& call, const bool* starts, const RecurrenceResult& result);
 
 }  // namespace lineal::kernels::cpu

@@ -11,4 +11,6 @@ void parallel(int64_t n, int64_t operations, const std::function<void(int64_t, i
   parallel(n, work);
 }
 
+int64_t threads() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
+
 }  // namespace lineal::kernels::cpu

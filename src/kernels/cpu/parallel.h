@@ -14,4 +14,7 @@ void parallel(int64_t n, const std::function<void(int64_t, int64_t)>& work);
 /// what 2^16 multiplications of vectors in cache do.
 void parallel(int64_t n, int64_t operations, const std::function<void(int64_t, int64_t)>& work);
 
+/// How many threads `parallel` would use for enough items.
+int64_t threads();
+
 }  // namespace lineal::kernels::cpu

@@ -11,7 +11,9 @@
 
 #include <bit>
 #include <cmath>
+#include <cstring>
 
+#include "kernels/cpu/lanes-inl.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/tile-inl.h"
 
@@ -43,36 +45,14 @@ HWY_INLINE void copy_padded(const float* HWY_RESTRICT from, int64_t n, int64_t p
 
 /// to [0, n) = from in bfloat16, of any n.
 HWY_INLINE void widen(const uint16_t* HWY_RESTRICT from, int64_t n, float* HWY_RESTRICT to) {
-  const hn::RebindToUnsigned<Wide> bits;
-  const hn::Rebind<uint16_t, Wide> halves;
-  int64_t j = 0;
-  for (; j + kLanes <= n; j += kLanes) {
-    const auto wide = hn::ShiftLeft<16>(hn::PromoteTo(bits, hn::LoadU(halves, from + j)));
-    store(hn::BitCast(kWide, wide), to + j);
-  }
-  for (; j < n; ++j) to[j] = std::bit_cast<float>(uint32_t{from[j]} << 16);
+  const auto* numbers = reinterpret_cast<const BFloat16*>(from);
+  for (int64_t j = 0; j < n; j += kLanes) store_lanes(load_lanes(numbers + j, n - j), to + j, n - j);
 }
 
 /// to [0, n) = from rounded to bfloat16, to nearest and ties to even; NaN stays NaN.
 HWY_INLINE void narrow(const float* HWY_RESTRICT from, int64_t n, uint16_t* HWY_RESTRICT to) {
-  const hn::RebindToUnsigned<Wide> bits;
-  const hn::RebindToSigned<Wide> numbers;
-  const hn::Rebind<uint16_t, Wide> halves;
-  const auto rounded = [&](Vec x) {
-    const auto u = hn::BitCast(bits, x);
-    const auto even = hn::And(hn::ShiftRight<16>(u), hn::Set(bits, 1));
-    const auto near = hn::Add(u, hn::Add(even, hn::Set(bits, 0x7fff)));
-    const auto nan = hn::BitCast(bits, hn::VecFromMask(kWide, hn::IsNaN(x)));
-    return hn::DemoteTo(halves, hn::BitCast(numbers, hn::ShiftRight<16>(hn::Or(near, nan))));
-  };
-  int64_t j = 0;
-  for (; j + kLanes <= n; j += kLanes) hn::StoreU(rounded(load(from + j)), halves, to + j);
-  if (j == n) return;
-  HWY_ALIGN float rest[kLanes] = {};
-  HWY_ALIGN uint16_t last[kLanes];
-  for (int64_t i = 0; i < n - j; ++i) rest[i] = from[j + i];
-  hn::StoreU(rounded(load(rest)), halves, last);
-  for (int64_t i = 0; i < n - j; ++i) to[j + i] = last[i];
+  auto* numbers = reinterpret_cast<BFloat16*>(to);
+  for (int64_t j = 0; j < n; j += kLanes) store_lanes(load_lanes(from + j, n - j), numbers + j, n - j);
 }
 
 /// y [0, n) += alpha x, of any n.
