@@ -29,8 +29,8 @@ Tensor with_tokens(const Tensor& x) {
   }
   return x;
 }
-cpu::Tokens tokens(const Tensor& x) {
-  return present(x) ? cpu::Tokens{x.const_data_ptr(), x.stride(0), x.stride(1)} : cpu::Tokens{};
+cpu::TokenRows tokens(const Tensor& x) {
+  return present(x) ? cpu::TokenRows{x.const_data_ptr(), x.stride(0), x.stride(1)} : cpu::TokenRows{};
 }
 
 cpu::ScanCall make_call(const variable_list& in, const Tensor& starts, bool softplus) {

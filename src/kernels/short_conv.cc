@@ -19,7 +19,7 @@ enum { kX, kWeight, kBias, kWindow, kInputs, kStarts = kInputs };
 const float* data(const Tensor& x) { return x.numel() > 0 ? x.const_data_ptr<float>() : nullptr; }
 float* mutable_data(const Tensor& x) { return x.numel() > 0 ? x.mutable_data_ptr<float>() : nullptr; }
 Tensor with_tokens(const Tensor& x) { return x.stride(2) == 1 || x.size(2) == 1 ? x : x.contiguous(); }
-cpu::Tokens tokens(const Tensor& x) { return {x.const_data_ptr(), x.stride(0), x.stride(1)}; }
+cpu::TokenRows tokens(const Tensor& x) { return {x.const_data_ptr(), x.stride(0), x.stride(1)}; }
 
 cpu::ConvCall make_call(const variable_list& in, const Tensor& starts, bool silu) {
   cpu::ConvCall call{};

@@ -11,7 +11,7 @@ struct BFloat16 {
 };
 
 /// [B, T, n] of float or BFloat16: tokens of n contiguous numbers, steps apart that count in numbers. Null: absent.
-struct Tokens {
+struct TokenRows {
   const void* data = nullptr;
   int64_t row = 0, token = 0;
 

@@ -9,9 +9,7 @@
 
 #include <hwy/cache_control.h>
 
-#include <bit>
 #include <cmath>
-#include <cstring>
 
 #include "kernels/cpu/lanes-inl.h"
 #include "kernels/cpu/scratch.h"

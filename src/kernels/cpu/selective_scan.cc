@@ -55,8 +55,8 @@ struct Blocks {
   float *A, *h;              // [most, vectors, N, kLanes]
   float *B_t, *C_t;          // [c_most, N]
   const bool none[kScanChunk] = {};
-  std::vector<Tokens> asked;  // [B, T, D], read or written for each token
-  int64_t loaded = -1;        // the chunk and group of B_t and C_t, if any
+  std::vector<TokenRows> asked;  // [B, T, D], read or written for each token
+  int64_t loaded = -1;           // the chunk and group of B_t and C_t, if any
 
   Blocks(Scratch& scratch, const ScanCall& the_call, int64_t blocks, std::initializer_list<void*> results)
       : call(the_call), most(blocks), c_most(call.tokens()), N(call.N), asked({call.u, call.delta}) {
@@ -104,15 +104,15 @@ struct Blocks {
   }
 
   /// Of this block's channels and group.
-  const Number* token(const Tokens& x_t, int64_t t) const { return x_t.at<Number>(b, t) + first; }
-  const Number* group_token(const Tokens& x_t, int64_t t) const { return x_t.at<Number>(b, t) + group * N; }
+  const Number* token(const TokenRows& x_t, int64_t t) const { return x_t.at<Number>(b, t) + first; }
+  const Number* group_token(const TokenRows& x_t, int64_t t) const { return x_t.at<Number>(b, t) + group * N; }
   Vec parameter(const float* x_d, int64_t v) const {
     return x_d ? load_lanes(x_d + first + v * kLanes, left(v)) : zero();
   }
   Vec channel(const Number* x_t, int64_t v) const { return load_lanes(x_t + v * kLanes, left(v)); }
 
   /// dt, x, B_t, C_t of a chunk. Asks memory for what is loaded next: this chunk of the next block, or after the last
-  /// of `blocks` the first one's next chunk. Tokens of a block lie a page apart, and no hardware foresees them.
+  /// of `blocks` the first one's next chunk. TokenRows of a block lie a page apart, and no hardware foresees them.
   void load(int64_t chunk, int64_t next_chunk, int64_t blocks) {
     const int64_t c = chunk_tokens(chunk);
     const bool same = slot + 1 < blocks;
@@ -120,7 +120,7 @@ struct Blocks {
     for (int64_t i = 0; i < c; ++i) {
       const int64_t t = chunk * kScanChunk + i, ahead = (same ? chunk : next_chunk) * kScanChunk + i;
       if (ahead >= 0 && ahead < call.T) {
-        for (const Tokens& x_t : asked) prefetch(x_t.at<Number>(b, ahead) + next_first, call.block());
+        for (const TokenRows& x_t : asked) prefetch(x_t.at<Number>(b, ahead) + next_first, call.block());
       }
       const Number *u_t = token(call.u, t), *delta_t = token(call.delta, t);
       for (int64_t v = 0; v < vectors; ++v) {

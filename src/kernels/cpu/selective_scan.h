@@ -9,7 +9,7 @@
 
 namespace lineal::kernels::cpu {
 
-/// Tokens handled at once, and from one state saved for the backward pass to the next: with N = 16 those states take
+/// TokenRows handled at once, and from one state saved for the backward pass to the next: with N = 16 those states take
 /// half the memory of u. 16 and 64 are slower.
 constexpr int64_t kScanChunk = 32;
 
@@ -18,8 +18,8 @@ constexpr int64_t kScanChunk = 32;
 struct ScanCall {
   int64_t B, T, D, G, N;
   bool bfloat16, softplus;
-  Tokens u, delta, z;        // [B, T, D]
-  Tokens B_t, C_t;           // [B, T, G, N]
+  TokenRows u, delta, z;     // [B, T, D]
+  TokenRows B_t, C_t;        // [B, T, G, N]
   const float* A;            // [D, N]
   const float *skip, *bias;  // [D], or null; skip is D_d of the formulas
   const float* h;            // [B, D, N], before the call
@@ -47,7 +47,7 @@ struct ScanResult {
 
 /// Gradients of the results, and of the inputs; null where the call has none.
 struct ScanGradients {
-  Tokens y;
+  TokenRows y;
   const float* h_after;
   void *u, *delta, *z;                 // [B, T, D]
   void *B_t, *C_t;                     // [B, T, G, N]

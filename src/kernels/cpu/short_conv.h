@@ -14,7 +14,7 @@ namespace lineal::kernels::cpu {
 struct ConvCall {
   int64_t B, T, D, J;
   bool bfloat16, silu;
-  Tokens x;             // [B, T, D]
+  TokenRows x;          // [B, T, D]
   const float* weight;  // [D, J]
   const float* bias;    // [D]
   const float* window;  // [B, J-1, D], before the call
@@ -38,7 +38,7 @@ struct ConvResult {
 
 /// Gradients of the results, and of the inputs.
 struct ConvGradients {
-  Tokens y;
+  TokenRows y;
   const float* window_after;
   void* x;                        // [B, T, D]
   float *weight, *bias, *window;  // as the inputs
