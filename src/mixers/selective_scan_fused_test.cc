@@ -290,6 +290,7 @@ std::vector<Case> cases() {
     list.push_back({.B = 3, .T = T, .D = 40, .N = 9, .documents = T > 1, .bfloat16 = true});
   }
   list.push_back({.B = 3, .T = 140, .D = 33, .documents = true});
+  list.push_back({.B = 2, .T = 1100, .D = 40, .G = 2, .N = 5, .documents = true});  // several segments backward
   return list;
 }
 

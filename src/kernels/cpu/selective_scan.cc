@@ -211,15 +211,27 @@ class Forward {
 
 // ---- backward ------------------------------------------------------------------------------------------------------
 
+/// Chunks [begin, end) of the backward pass; what passes from one segment to the one before it lies in the gradients of
+/// h and of the parameters.
+struct Segment {
+  const ScanGradients& d;
+  int64_t begin, end;
+
+  float* partial(const ScanCall& call, int64_t b, int64_t block, int64_t chunk) const {
+    return d.partials + ((b * call.blocks() + block) * call.segment() + chunk - begin) * call.partial_size();
+  }
+};
+
 template <class Number>
 class Backward {
  public:
-  Backward(Scratch& scratch, const ScanCall& call, int64_t blocks, const ScanGradients& gradients)
+  Backward(Scratch& scratch, const ScanCall& call, int64_t blocks, const Segment& segment)
       : call_(call),
-        d_(gradients),
-        block_(scratch, call, blocks, {gradients.u, gradients.delta, gradients.z}),
+        d_(segment.d),
+        segment_(segment),
+        block_(scratch, call, blocks, {d_.u, d_.delta, d_.z}),
         N_(call.N) {
-    block_.asked.push_back(gradients.y);
+    block_.asked.push_back(d_.y);
     for (float** tokens : {&d_o_, &dx_, &ddt_}) *tokens = scratch.take(call.block() * call.tokens());
     for (float** sums : {&dB_, &dC_}) *sums = scratch.take(padded(N_ * call.tokens() * kLanes + 3 * kLanes));
     for (float** states : {&R_, &dA_}) *states = scratch.take(blocks * block_.state_size());
@@ -235,13 +247,18 @@ class Backward {
         f(row * call_.D + block_.first);
       }
     };
+    const bool last = segment_.end == call_.chunks();
     each([&](int64_t channels) {
       block_.load_rates();
-      block_.rows_to_lanes_each(d_.h_after + channels * N_, R_);
+      block_.rows_to_lanes_each((last ? d_.h_after : d_.h) + channels * N_, R_);
       std::fill_n(block_.states_of(0, dA_), block_.state_size(), 0.0f);
       for (float* sums : {dskip_, dbias_}) std::fill_n(per_channel(sums), call_.block(), 0.0f);
+      if (last) return;
+      block_.rows_to_lanes_each(d_.A_row + channels * N_, dA_);
+      if (d_.skip) std::copy_n(d_.skip_row + channels, block_.count, per_channel(dskip_));
+      if (d_.bias) std::copy_n(d_.bias_row + channels, block_.count, per_channel(dbias_));
     });
-    for (int64_t chunk = call_.chunks() - 1; chunk >= 0; --chunk) {
+    for (int64_t chunk = segment_.end - 1; chunk >= segment_.begin; --chunk) {
       each([&](int64_t) { reverse_chunk(chunk, to - from); });
     }
     each([&](int64_t channels) {
@@ -282,8 +299,7 @@ class Backward {
       });
     }
     give(chunk);
-    float* partial =
-        d_.partials + ((block_.b * call_.blocks() + block_.index) * call_.chunks() + chunk) * 2 * N_ * kScanChunk;
+    float* partial = segment_.partial(call_, block_.b, block_.index, chunk);
     for (const float* sums : {dB_, dC_}) {
       for (int64_t i = 0; i < N_ * c; i += 4) lane_sums(sums + i * kLanes, partial + i);
       partial += N_ * kScanChunk;
@@ -324,6 +340,7 @@ class Backward {
 
   const ScanCall& call_;
   const ScanGradients& d_;
+  const Segment& segment_;
   Blocks<Number> block_;
   int64_t N_;
   float *d_o_, *dx_, *ddt_;  // [vectors, c, kLanes]
@@ -335,18 +352,17 @@ class Backward {
 
 /// dB and dC of one row, group and chunk from the partial sums of the blocks.
 template <class Number>
-void sum_blocks(const ScanCall& call, const ScanGradients& d, int64_t b, int64_t group, int64_t chunk) {
+void sum_blocks(const ScanCall& call, const Segment& segment, int64_t b, int64_t group, int64_t chunk) {
   const int64_t N = call.N, size = N * kScanChunk, c = std::min(kScanChunk, call.T - chunk * kScanChunk);
   Scratch scratch;
   float* sums = scratch.take(padded(2 * size));
   const int64_t per_group = call.blocks_per_group();
   for (int64_t i = 0; i < per_group; ++i) {
-    const float* partial =
-        d.partials + ((b * call.blocks() + group * per_group + i) * call.chunks() + chunk) * 2 * size;
+    const float* partial = segment.partial(call, b, group * per_group + i, chunk);
     for (int64_t j = 0; j < 2 * size; j += kLanes)
       store_lanes(hn::Add(load_lanes(sums + j), load_lanes(partial + j)), sums + j);
   }
-  for (void* to : {d.B_t, d.C_t}) {
+  for (void* to : {segment.d.B_t, segment.d.C_t}) {
     for (int64_t i = 0; i < c; ++i) {
       Number* token = static_cast<Number*>(to) + ((b * call.T + chunk * kScanChunk + i) * call.G + group) * N;
       for (int64_t n = 0; n < N; n += kLanes) {
@@ -390,13 +406,17 @@ void forward(const ScanCall& call, const ScanResult& result) {
 
 template <class Number>
 void backward_of(const ScanCall& call, const ScanGradients& d) {
-  each_block<Backward<Number>>(call, d);
-  parallel(call.B * call.G * call.chunks(), call.B * call.T * call.D * call.N, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t task = i / call.chunks();
-      sum_blocks<Number>(call, d, task / call.G, task % call.G, i % call.chunks());
-    }
-  });
+  for (int64_t end = call.chunks(); end > 0; end -= call.segment()) {
+    const Segment segment{d, std::max<int64_t>(0, end - call.segment()), end};
+    each_block<Backward<Number>>(call, segment);
+    const int64_t chunks = end - segment.begin, tasks = call.B * call.G * chunks;
+    parallel(tasks, tasks * call.blocks_per_group() * call.partial_size(), [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        const int64_t task = i / chunks;
+        sum_blocks<Number>(call, segment, task / call.G, task % call.G, segment.begin + i % chunks);
+      }
+    });
+  }
   sum_rows(d.A_row, call.B, call.D * call.N, d.A);
   if (d.skip) sum_rows(d.skip_row, call.B, call.D, d.skip);
   if (d.bias) sum_rows(d.bias_row, call.B, call.D, d.bias);

@@ -12,6 +12,8 @@ namespace lineal::kernels::cpu {
 /// TokenRows handled at once, and from one state saved for the backward pass to the next: with N = 16 those states take
 /// half the memory of u. 16 and 64 are slower.
 constexpr int64_t kScanChunk = 32;
+/// Chunks of the backward pass between two sums over blocks: what they sum stays in cache.
+constexpr int64_t kScanSegment = 16;
 
 /// One call; formulas and letters in selective_scan.cc. Numbers of u, delta, z, B, C and of y, and of their gradients,
 /// are all float or all BFloat16.
@@ -36,8 +38,10 @@ struct ScanCall {
   int64_t tokens() const { return std::min(kScanChunk, T); }  // in the longest chunk
 
   int64_t states_size() const { return B * blocks() * chunks() * block() * N; }
-  /// Partial sums of the gradients of B and C.
-  int64_t partials_size() const { return B * blocks() * chunks() * 2 * N * kScanChunk; }
+  int64_t segment() const { return std::min(kScanSegment, chunks()); }
+  /// Partial sums of the gradients of B and C over a segment, for each block.
+  int64_t partials_size() const { return B * blocks() * partial_size() * segment(); }
+  int64_t partial_size() const { return 2 * N * kScanChunk; }  // of a chunk
 };
 
 struct ScanResult {
