@@ -10,7 +10,7 @@
 namespace lineal::kernels::cpu {
 
 /// TokenRows handled at once, and from one state saved for the backward pass to the next: with N = 16 those states take
-/// half the memory of u. 16 and 64 are slower.
+/// half the memory of u.
 constexpr int64_t kScanChunk = 32;
 /// Chunks of the backward pass between two sums over blocks: what they sum stays in cache.
 constexpr int64_t kScanSegment = 16;
