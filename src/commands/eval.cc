@@ -4,6 +4,7 @@
 #include <iostream>
 
 #include "commands/command.h"
+#include "commands/output.h"
 #include "commands/progress.h"
 #include "core/error.h"
 #include "eval/logits.h"
@@ -107,6 +108,7 @@ int run(const std::vector<std::string>& args) {
   if (!tokens.empty()) {
     if (!files.empty()) fail("eval: give either files or --tokens, not both");
     refuse_beside_tokens(app);
+    check_output("eval", "--logits", logits, {tokens}, model);
     write_logits(*load_model(model).model, tokens, logits, options.chunk);
     return 0;
   }

@@ -95,6 +95,28 @@ TEST_F(EvalCommand, LogitsOfTokens) {
   EXPECT_EQ(folder.names(), Names({"in", "model"}));
 }
 
+TEST_F(EvalCommand, LogitsAreNotWrittenOverWhatIsRead) {
+  save_safetensors(folder / "in", {{"input_ids", at::zeros({1, 3}, at::kLong)}});
+  const std::string ids = read_file(folder / "in"), weights = read_file(folder / "model/model.safetensors");
+  std::filesystem::create_hard_link(folder / "in", folder / "same");
+  std::filesystem::create_directory(folder / "kept");
+  std::filesystem::create_hard_link(folder / "model/model.safetensors", folder / "kept/weights");
+  for (const char* out : {"in", "same"}) {
+    EXPECT_TRUE(refused(eval({"--tokens", path("in"), "--logits", path(out)}),
+                        {"eval: --logits " + path(out), "is the file that is read"}));
+  }
+  for (const char* out : {"model/model.safetensors", "kept/weights"}) {
+    EXPECT_TRUE(refused(eval({"--tokens", path("in"), "--logits", path(out)}),
+                        {"eval: --logits " + path(out), "in the folder of the model"}));
+  }
+  EXPECT_TRUE(read_file(folder / "in") == ids);
+  EXPECT_TRUE(read_file(folder / "model/model.safetensors") == weights);
+  for (int again = 0; again < 2; ++again) {
+    EXPECT_EQ(eval({"--tokens", path("in"), "--logits", path("model/new")}).code, again == 0 ? 0 : 2);
+    EXPECT_EQ(eval({"--tokens", path("in"), "--logits", path("out")}).code, 0);
+  }
+}
+
 TEST_F(EvalCommand, RefusesBadText) {
   write_atomic(folder / "empty", "");
   write_atomic(folder / "one", "x");

@@ -5,6 +5,7 @@
 
 #include "commands/command.h"
 #include "commands/interrupt.h"
+#include "commands/output.h"
 #include "commands/read_text.h"
 #include "core/error.h"
 #include "interop/load.h"
@@ -46,6 +47,7 @@ int run(const std::vector<std::string>& args) {
   if (prompt.empty() && file.empty() && state.empty()) {
     fail("generate: no prompt, expected -p TEXT, -f FILE or --state FILE.state");
   }
+  if (!save.empty()) check_state_output("generate", "--save", save, {file}, model);
   const LoadedModel loaded = load_model(model);
   const Tokenizer& tokenizer = tokenizer_of(loaded, "generate");
   Session session = state.empty() ? Session(loaded.model) : Session::load(state, loaded.model);

@@ -8,6 +8,8 @@
 #include <cstring>
 
 #include "backbones/model_files.h"
+#include "core/memory.h"
+#include "core/safetensors.h"
 #include "testing/program.h"
 
 namespace lineal {
@@ -233,14 +235,49 @@ TEST_F(GenerateCommand, RefusesOutputThatCannotBeWritten) {
   EXPECT_EQ(folder.names(), Names({"model"}));
 }
 
+TEST_F(GenerateCommand, NothingButAnOlderStateIsWrittenOver) {
+  namespace fs = std::filesystem;
+  const std::string prompt = "Once upon a time";
+  write_atomic(folder / "text", prompt);
+  write_atomic(folder / "notes", "mine");
+  fs::create_symlink("text", folder / "link");
+  const std::string weights = read_file(folder / "model/model.safetensors");
+  for (const auto& [out, part] :
+       std::vector<std::pair<std::string, std::string>>{{"text", "is the file that is read"},
+                                                        {"link", "is the file that is read"},
+                                                        {"model/model.safetensors", "in the folder of the model"},
+                                                        {"model/config.json", "in the folder of the model"},
+                                                        {"notes", "is no state of lineal"}}) {
+    EXPECT_TRUE(refused(run("read", {path("text"), "-o", path(out)}), {"read: --output " + path(out), part}));
+    EXPECT_TRUE(refused(generate({"-f", path("text"), "-n", "2", "--save", path(out)}),
+                        {"generate: --save " + path(out), part}));
+  }
+  save_safetensors(folder / "tensors", {{"input_ids", at::zeros({1, 3}, at::kLong)}});
+  EXPECT_TRUE(refused(run("read", {path("text"), "-o", path("tensors")}), {"is no state of lineal"}));
+  EXPECT_EQ(read_file(folder / "text"), prompt);
+  EXPECT_EQ(read_file(folder / "notes"), "mine");
+  EXPECT_TRUE(read_file(folder / "model/model.safetensors") == weights);
+  EXPECT_TRUE(fs::is_symlink(folder / "link"));
+
+  write_atomic(folder / "empty", "");
+  EXPECT_EQ(run("read", {path("text"), "-o", path("empty")}).code, 0);
+  EXPECT_EQ(run("read", {path("text"), "-o", path("a.state")}).code, 0);
+  const std::string first = read_file(folder / "a.state");
+  EXPECT_EQ(run("read", {path("text"), "--state", path("a.state"), "-o", path("a.state")}).code, 0);
+  EXPECT_EQ(objects({"--state", path("a.state"), "-n", "3", "--save", path("a.state")})[0]["restored_tokens"], 32);
+  EXPECT_FALSE(read_file(folder / "a.state") == first);
+  EXPECT_EQ(run("read", {path("text"), "-o", "/dev/null"}).code, 0);
+}
+
 TEST_F(GenerateCommand, FullDiskLeavesTheOldState) {
   std::filesystem::create_directory(folder / "disk");
   if (::mount("tmpfs", (folder / "disk").c_str(), "tmpfs", 0, "size=4k") != 0) {
     GTEST_SKIP() << "mounting a small tmpfs: " << std::strerror(errno);
   }
-  write_atomic(folder / "disk/x.state", "old");  // takes the one page there is
+  save_safetensors(folder / "disk/x.state", {}, {{"format", "lineal-state-1"}});  // takes the one page there is
+  const std::string old = read_file(folder / "disk/x.state");
   EXPECT_TRUE(refused(run("read", {"-", "-o", path("disk/x.state")}, "Once"), {"No space left on device"}));
-  EXPECT_EQ(read_file(folder / "disk/x.state"), "old");
+  EXPECT_EQ(read_file(folder / "disk/x.state"), old);
   size_t files = 0;
   for (const auto& entry : std::filesystem::directory_iterator(folder / "disk")) files += entry.exists();
   EXPECT_EQ(files, 1u);

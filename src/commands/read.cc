@@ -2,6 +2,7 @@
 #include <iostream>
 
 #include "commands/command.h"
+#include "commands/output.h"
 #include "commands/read_text.h"
 #include "core/error.h"
 #include "generate/session.h"
@@ -22,6 +23,7 @@ int run(const std::vector<std::string>& args) {
   app.add_flag("--json", json, "for scripts");
   add_compute(app);
   if (!parse(app, args)) return 0;
+  check_state_output("read", "--output", out, {document}, model);
   const LoadedModel loaded = load_model(model);
   const Tokenizer& tokenizer = tokenizer_of(loaded, "read");
   Session session = state.empty() ? Session(loaded.model) : Session::load(state, loaded.model);

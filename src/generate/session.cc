@@ -134,6 +134,16 @@ void Session::save(const std::filesystem::path& path) const {
   save_safetensors(path, tensors, metadata);
 }
 
+bool Session::is_saved(const std::filesystem::path& path) {
+  try {
+    const Metadata metadata = load_safetensors(path).metadata;
+    const auto format = metadata.find("format");
+    return format != metadata.end() && format->second == kFormat;
+  } catch (const Error&) {
+    return false;
+  }
+}
+
 Session Session::load(const std::filesystem::path& path, std::shared_ptr<LanguageModel> model) {
   const std::string who = path.string();
   const SafeTensors file = load_safetensors(path);

@@ -42,6 +42,8 @@ class Session {
   /// A saved session, with no token computed again. Throws Error naming the file for one that is no state, is damaged,
   /// or was saved with another model (both fingerprints are named).
   static Session load(const std::filesystem::path& path, std::shared_ptr<LanguageModel> model);
+  /// Whether the file says that it is a saved session; its content is not looked at.
+  static bool is_saved(const std::filesystem::path& path);
 
  private:
   std::shared_ptr<LanguageModel> model_;
