@@ -10,6 +10,7 @@
 #include "commands/interrupt.h"
 #include "commands/progress.h"
 #include "core/registry.h"
+#include "core/run_mark.h"
 #include "data/batches.h"
 #include "interop/load.h"
 #include "train/run.h"
@@ -184,7 +185,7 @@ int run(const std::vector<std::string>& args) {
   CLI::App app("learns a model from text, or goes on with a run", "train");
   Plan plan;
   LanguageModelConfig model;
-  std::string out, resume, layers = "ttt_linear*4";
+  std::string out, resume, note, layers = "ttt_linear*4";
   int64_t heads = 0;
   bool json = false;
   app.add_option("data", plan.data, "files or folders of text, .jsonl and .gz too; - is standard input");
@@ -222,6 +223,7 @@ int run(const std::vector<std::string>& args) {
            " alone, or with --steps, -t, --json");
     }
     folder = RunFolder::open(resume);
+    if (!folder->newest()) note = resume + " has no checkpoint yet: it starts from step 0\n";
     const int64_t steps = plan.train.steps;
     plan = Plan::from_json(folder->config(), (folder->path() / "config.json").string());
     if (app.get_option("--steps")->count() > 0) plan.train.steps = steps;
@@ -246,6 +248,7 @@ int run(const std::vector<std::string>& args) {
       plan.model = model.to_json();
     }
     plan.train.validate("train");
+    if (is_run(out)) note = "the run in " + out + " has no checkpoint: a new one takes its place\n";
     folder = RunFolder::reserve(out);
   }
   plan.threads = at::get_num_threads();
@@ -266,6 +269,7 @@ int run(const std::vector<std::string>& args) {
   }
   if (plan.to_json() != folder->config()) folder->set_config(plan.to_json());
 
+  std::cerr << note;
   if (!json) print_start(loaded, text);
   bool done = false;
   {

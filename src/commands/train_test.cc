@@ -201,6 +201,33 @@ TEST_F(TrainProgram, ARunIsNotStartedTwiceAndGoesOnWithMoreSteps) {
   EXPECT_EQ(read_file(folder_ / "run" / "config.json"), told);
 }
 
+TEST_F(TrainProgram, ARunWithoutACheckpointStartsAnew) {
+  ASSERT_EQ(run(tiny("whole", {"--steps", "2", "--lr", "0.01"})).code, 0);
+  const auto fails = [&] {
+    return run_program(tiny("run", {"--batch-size", "512", "-c", "512", "--hidden-size", "96"}), folder_.path(),
+                       {.most_memory = int64_t{1} << 28});
+  };
+  ASSERT_EQ(fails().code, 2);
+  ASSERT_TRUE(fs::exists(folder_ / "run" / "config.json"));
+  const std::string told = read_file(folder_ / "run" / "config.json");
+  EXPECT_TRUE(refused(run(tiny("run", {"--layers", "ttt_linaer"})), {"did you mean 'ttt_linear'"}));
+  EXPECT_EQ(read_file(folder_ / "run" / "config.json"), told);
+  const auto result = run(tiny("run", {"--steps", "2", "--lr", "0.01"}));
+  EXPECT_EQ(result.code, 0) << result.err;
+  EXPECT_NE(result.err.find((folder_ / "run").string() + " has no checkpoint: a new one"), std::string::npos)
+      << result.err;
+  EXPECT_EQ(run_content(folder_ / "run"), run_content(folder_ / "whole"));
+  EXPECT_TRUE(refused(run(tiny("run", {"--steps", "2"})), {"holds a run already"}));
+
+  fs::remove_all(folder_ / "run" / "checkpoints");  // as if killed before the first
+  const auto resumed = resume("run");
+  EXPECT_EQ(resumed.code, 0) << resumed.err;
+  EXPECT_NE(resumed.err.find((folder_ / "run").string() + " has no checkpoint yet: it starts from step 0\n"),
+            std::string::npos)
+      << resumed.err;
+  EXPECT_EQ(run_content(folder_ / "run"), run_content(folder_ / "whole"));
+}
+
 TEST_F(TrainProgram, StartsFromAModel) {
   ASSERT_EQ(run(tiny("run", {"--steps", "2"})).code, 0);
   const Args args = {"train",   folder_ / "text.txt",

@@ -107,22 +107,32 @@ std::unique_ptr<RunFolder> RunFolder::create(const fs::path& path, const Json& c
 }
 
 std::unique_ptr<RunFolder> RunFolder::reserve(const fs::path& path) {
-  std::error_code error;
-  if (fs::exists(path / "config.json", error)) {
-    fail("train: ", path.string(), " holds a run already; continue it with --resume ", path.string(),
-         ", or choose another --out");
-  }
   std::unique_ptr<RunFolder> run(new RunFolder(path));
   run->made_ = missing_folders(path);
   make_folder(path);
   run->lock();
-  for (const auto& entry : fs::directory_iterator(path, error)) {
-    const std::string name = entry.path().filename();
-    if (!name.starts_with(".lineal-")) {
-      fail("train: ", path.string(), " is not empty (", name, "), expected a new or empty folder for --out");
-    }
+  const bool begun = is_run(path);
+  if (begun && newest_checkpoint(path)) {
+    fail("train: ", path.string(), " holds a run already; continue it with --resume ", path.string(),
+         ", or choose another --out");
   }
+  const auto refuse_others = [&](const fs::path& folder, const std::string& leftover,
+                                 const std::vector<std::string>& of_a_run) {
+    std::error_code unreadable;
+    for (fs::directory_iterator at(folder, unreadable), end; !unreadable && at != end; at.increment(unreadable)) {
+      const std::string name = at->path().filename();
+      const bool known = begun && std::find(of_a_run.begin(), of_a_run.end(), name) != of_a_run.end();
+      if (!known && !name.starts_with(leftover)) {
+        fail("train: ", folder.string(), " is not empty (", name, "), expected a new or empty folder for --out");
+      }
+    }
+    if (unreadable) fail("train: cannot read the folder ", folder.string(), ": ", unreadable.message());
+  };
+  refuse_others(path, ".lineal-", {"config.json", "metrics.jsonl", "checkpoints"});
+  std::error_code error;
+  if (begun && fs::exists(path / "checkpoints", error)) refuse_others(path / "checkpoints", ".", {});
   remove_leftovers(path, ".lineal-");
+  remove_leftovers(path / "checkpoints", ".");
   if (::access(path.c_str(), W_OK) != 0)
     fail("train: cannot write into the folder ", path.string(), ": ", reason(errno));
   return run;

@@ -27,10 +27,11 @@ std::optional<Checkpoint> newest_checkpoint(const std::filesystem::path& run);
 /// A run's folder, held alone: a second process that opens it gets an Error.
 class RunFolder {
  public:
-  /// Makes the folder with its config.json. Throws Error when it holds a run or anything else already, or cannot be
-  /// written.
+  /// Makes the folder with its config.json. Throws Error when it holds a run with a checkpoint or anything else
+  /// already, or cannot be written.
   static std::unique_ptr<RunFolder> create(const std::filesystem::path& path, const Json& config);
-  /// The same without config.json yet: the folder is a run from set_config on; without it what was made goes again.
+  /// The same without config.json yet: the folder is a run from set_config on; without it what was made goes again. A
+  /// run that never made a checkpoint gives its folder up: until set_config it stays as it was.
   static std::unique_ptr<RunFolder> reserve(const std::filesystem::path& path);
   /// An existing run (core/run_mark.h); removes what a killed write left. Throws Error for a folder that is no run.
   static std::unique_ptr<RunFolder> open(const std::filesystem::path& path);

@@ -116,12 +116,40 @@ TEST(Run, AFolderIsNotUsedTwice) {
     const auto run = RunFolder::create(path, Json::object());
     EXPECT_TRUE(throws_error([&] { RunFolder::open(path); }, {"another process", path.string()}));
   }
+  RunFolder::create(path, Json::object())->save(3, 0, 1, [](const fs::path&) {});
   EXPECT_TRUE(throws_error([&] { RunFolder::create(path, Json::object()); }, {"--resume", path.string()}));
   EXPECT_TRUE(throws_error([&] { RunFolder::open(folder / "none"); }, {"no run to resume", "config.json"}));
   fs::create_directories(folder / "full");
   std::ofstream(folder / "full" / "notes.txt") << "mine";
   EXPECT_TRUE(throws_error([&] { RunFolder::create(folder / "full", Json::object()); }, {"not empty", "notes.txt"}));
   EXPECT_TRUE(throws_error([&] { RunFolder::create(folder / "full/notes.txt/run", Json::object()); }, {"notes.txt"}));
+}
+
+TEST(Run, OneWithoutACheckpointGivesItsFolderUp) {
+  const TemporaryFolder folder;
+  const fs::path path = folder / "run";
+  RunFolder::create(path, {{"a", 1}})->add_metrics({{"step", 1}});
+  const auto again = [&] { return RunFolder::reserve(path); };
+  fs::create_directories(path / "checkpoints/.step-3.writing");
+  write_atomic(path / "notes.txt", "mine");
+  EXPECT_TRUE(throws_error(again, {"not empty", "notes.txt"}));
+  fs::remove(path / "notes.txt");
+  write_atomic(path / "checkpoints/notes.txt", "mine");
+  EXPECT_TRUE(throws_error(again, {"not empty", "notes.txt"}));
+  fs::remove(path / "checkpoints/notes.txt");
+  again();
+  EXPECT_EQ(RunFolder::open(path)->config(), Json({{"a", 1}}));
+  {
+    const auto run = again();
+    EXPECT_TRUE(throws_error(again, {"another process"}));
+    run->set_config({{"b", 2}});
+    EXPECT_TRUE(run->rewind_metrics({}).is_null());
+    EXPECT_TRUE(fs::is_empty(path / "checkpoints"));
+  }
+  EXPECT_EQ(RunFolder::open(path)->config(), Json({{"b", 2}}));
+  EXPECT_EQ(fs::file_size(path / "metrics.jsonl"), 0u);
+  write_atomic(path / "config.json", "{\"model_type\": \"lineal\"}");
+  EXPECT_TRUE(throws_error(again, {"not empty"}));
 }
 
 TEST(Run, OldCheckpointsAndThoseBetweenTheRegularOnesGo) {
