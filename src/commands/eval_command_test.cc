@@ -155,6 +155,25 @@ TEST_F(EvalCommand, RefusesBadModels) {
   EXPECT_TRUE(refuses({path("model"), "does not exist"}));
 }
 
+TEST_F(EvalCommand, ModelsThatAreNotFiniteAreRefused) {
+  const auto file = folder / "model/model.safetensors";
+  auto parameters = load_safetensors(file);
+  for (auto& [name, tensor] : parameters.tensors) {
+    tensor = tensor.clone();  // of the file that is written over
+    if (name == "model.norm.weight") tensor.fill_(std::nan(""));
+  }
+  save_safetensors(file, parameters.tensors, parameters.metadata);
+  write_atomic(folder / "text", "some text");
+  save_safetensors(folder / "in", {{"input_ids", at::zeros({1, 3}, at::kLong)}});
+  EXPECT_TRUE(
+      refused(eval({path("text")}), {"eval: the loss of the token at position 1 of its document is not finite"}));
+  EXPECT_TRUE(refused(eval({path("text"), "--json"}), {"is not finite"}));
+  EXPECT_TRUE(refused(eval({"--tokens", path("in"), "--logits", path("out")}), {"eval: logits", "not finite"}));
+  EXPECT_TRUE(refused(run_program({"read", "-m", path("model"), path("text"), "-o", path("a.state")}, folder.path()),
+                      {"after 9 tokens holds nan"}));
+  EXPECT_EQ(folder.names(), Names({"in", "model", "text"}));
+}
+
 TEST_F(EvalCommand, TokensAndMeasuresDoNotMix) {
   save_safetensors(folder / "in", {{"input_ids", at::zeros({1, 3}, at::kLong)}});
   const auto with = [&](const Names& more) {

@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include <limits>
+
 #include "core/error.h"
 #include "core/file.h"
 #include "core/safetensors.h"
@@ -48,6 +50,10 @@ void write_logits(LanguageModel& model, const std::filesystem::path& in, const s
         const Tensor logits = model.head(hidden.slice(1, from, std::min(from + step, hidden.size(1))))
                                   .to(at::kFloat)
                                   .contiguous();  // [B, step, N]
+        if (!(logits < std::numeric_limits<float>::infinity()).all().item<bool>()) {
+          fail("eval: logits of the tokens ", begin + from, " to ", begin + from + logits.size(1) - 1,
+               " are not finite; is the model sound?");
+        }
         for (int64_t b = 0; b < B; ++b) {
           const Tensor row = logits[b];
           writer.write_at(header.size() + static_cast<size_t>((b * T + begin + from) * N) * sizeof(float),

@@ -73,7 +73,12 @@ void Evaluator::predict(int64_t T) {
         at::cross_entropy_loss(logits, tokens.slice(0, from + 1, to + 1), {}, at::Reduction::None).contiguous();
     for (int64_t t = from; t < to; ++t) {
       const int64_t target = positions_[static_cast<size_t>(t) + 1];
-      if (target > 0) count(static_cast<double>(nats.const_data_ptr<float>()[t - from]), since_restart(target));
+      if (target == 0) continue;
+      const double loss = nats.const_data_ptr<float>()[t - from];
+      if (!std::isfinite(loss)) {
+        fail("eval: the loss of the token at position ", target, " of its document is not finite; is the model sound?");
+      }
+      count(loss, since_restart(target));
     }
   }
   tokens_.erase(tokens_.begin(), tokens_.begin() + T);

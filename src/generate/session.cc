@@ -122,6 +122,13 @@ std::vector<Session> Session::fork(int64_t n) const {
 }
 
 void Session::save(const std::filesystem::path& path) const {
+  const auto check = [&](const std::string& what, const Tensor& part) {
+    if (part.isnan().any().item<bool>()) {
+      fail("session: ", what, " after ", tokens_, " tokens holds nan, expected numbers; is the model sound?");
+    }
+  };
+  check("the logits", logits());
+  for (const auto& [name, part] : state_.named()) check("the state " + name, part);
   Named tensors;
   for (const auto& [name, part] : state_.named()) tensors.emplace_back(kPrefix + name, part.detach());
   tensors.emplace_back("last_logits", logits());

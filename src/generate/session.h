@@ -37,7 +37,7 @@ class Session {
   std::vector<Session> fork(int64_t n) const;
 
   /// FILE.state, atomic: a safetensors file of the state's parts as "state." + name, "last_logits" and "recent", with
-  /// metadata format, tokens, layers, fingerprint and checksum.                                       docs/formats.md
+  /// metadata format, tokens, layers, fingerprint and checksum. NaN in any of them is an Error.         docs/formats.md
   void save(const std::filesystem::path& path) const;
   /// A saved session, with no token computed again. Throws Error naming the file for one that is no state, is damaged,
   /// or was saved with another model (both fingerprints are named).
