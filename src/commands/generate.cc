@@ -23,7 +23,7 @@ int run(const std::vector<std::string>& args) {
   std::string model, prompt, file, state, save;
   GenerateOptions options;
   SamplerConfig config;
-  uint64_t seed = 0;
+  int64_t seed = 0;
   int64_t count = 1;
   bool json = false;
   app.add_option("-m,--model", model, "model directory or run")->required();
@@ -33,7 +33,9 @@ int run(const std::vector<std::string>& args) {
   app.add_option("-n,--length", options.length, "most tokens to generate")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 60));
   add_fields(app, config, "generate");
-  app.add_option("-s,--seed", seed, "continuation i draws with seed + i");
+  app.add_option("-s,--seed", seed, "continuation i draws with seed + i")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 53))
+      ->capture_default_str();
   app.add_option("--stop", options.stops, "end before this text; may be given several times")
       ->expected(1)
       ->take_all()
@@ -62,10 +64,9 @@ int run(const std::vector<std::string>& args) {
     catch_interrupts("\nsaving; once more to quit at once\n");
   }
   for (int64_t i = 0; i < count; ++i) {
-    if (!json && count > 1)
-      print(text(i > 0 ? "\n" : "", "--- ", i + 1, " of ", count, ", seed ", seed + static_cast<uint64_t>(i), "\n"));
+    if (!json && count > 1) print(text(i > 0 ? "\n" : "", "--- ", i + 1, " of ", count, ", seed ", seed + i, "\n"));
     Session own = session.fork(1)[0];
-    Sampler sampler(config, seed + static_cast<uint64_t>(i));
+    Sampler sampler(config, static_cast<uint64_t>(seed + i));
     for (const int64_t token : own.recent()) sampler.observe(token);
     const Generation result = generate(own, tokenizer, sampler, options);
     if (json) {
@@ -73,7 +74,7 @@ int run(const std::vector<std::string>& args) {
                  {"tokens", result.tokens},
                  {"finish", result.finish},
                  {"stop", result.stop},
-                 {"seed", seed + static_cast<uint64_t>(i)},
+                 {"seed", seed + i},
                  {"restored_tokens", restored},
                  {"read_tokens", session.tokens() - restored}}
                 .dump() +

@@ -218,6 +218,8 @@ TEST_F(GenerateCommand, RefusesBadCommandLines) {
   EXPECT_TRUE(refused(generate({"-p", "a", "--top-p", "1.5"}), {"top_p", "1.5"}));
   EXPECT_TRUE(refused(generate({"-p", "a", "--temp", "hot"}), {"temp", "hot"}));
   EXPECT_TRUE(refused(generate({"-p", "a", "-n", "-1"}), {"--length", "-1"}));
+  EXPECT_TRUE(refused(generate({"-p", "a", "-s", "-1"}), {"--seed", "-1", "9007199254740992"}));
+  EXPECT_TRUE(refused(generate({"-p", "a", "--seed=9007199254740993"}), {"--seed", "9007199254740993"}));
   EXPECT_TRUE(refused(generate({"-p", "a", "--stop", ""}), {"stop string is empty"}));
   EXPECT_TRUE(refused(generate({"-p", "a", "--count", "2", "--save", path("x.state")}), {"--save", "--count"}));
   EXPECT_TRUE(refused(generate({"-p", "a", "-f", path("two.jsonl")}), {"--file"}));
