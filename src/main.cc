@@ -35,6 +35,7 @@ std::string out_of_memory(const std::string& message, const lineal::CommandSpec&
 
 int main(int argc, char** argv) {
   lineal::keep_freed_memory();
+  lineal::limit_memory();
   const lineal::CommandSpec* command = nullptr;
   try {
     const std::vector<std::string> args(argv + 1, argv + argc);

@@ -1,6 +1,5 @@
 #include "bench/cell.h"
 
-#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -9,30 +8,12 @@
 #include <chrono>
 #include <csignal>
 #include <cstring>
-#include <fstream>
 
 #include "core/error.h"
 #include "core/memory.h"
 
 namespace lineal {
 namespace {
-
-/// A line such as "VmHWM:   123 kB" of a file in /proc, in bytes; 0 when it is not there.
-int64_t proc_bytes(const char* path, const std::string& key) {
-  std::ifstream file(path);
-  for (std::string line; std::getline(file, line);) {
-    if (line.starts_with(key + ":")) return std::stoll(line.substr(key.size() + 1)) * 1024;
-  }
-  return 0;
-}
-
-/// Allocations beyond what the machine can give fail instead of waking the kernel's killer.
-int64_t limit_memory() {
-  const int64_t free = proc_bytes("/proc/meminfo", "MemAvailable") / 10 * 9;
-  const auto most = static_cast<rlim_t>(free + proc_bytes("/proc/self/status", "VmData"));
-  if (const rlimit limit{most, most}; free > 0) setrlimit(RLIMIT_DATA, &limit);
-  return free;
-}
 
 /// What f returns as "result", or what it throws as "error" or "failure".
 Json guarded(const std::function<Json()>& f) {

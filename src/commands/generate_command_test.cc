@@ -5,6 +5,7 @@
 
 #include <cctype>
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 
 #include "backbones/model_files.h"
@@ -163,6 +164,18 @@ TEST_F(GenerateCommand, InterruptedSavesTheState) {
     EXPECT_TRUE(read_file(folder / "a.state") == read_file(folder / "b.state"));
     std::filesystem::remove(folder / "a.state");
   }
+}
+
+/// So that what does not fit ends in "out of memory", not by the kernel's killer.
+TEST_F(GenerateCommand, MemoryIsLimitedToWhatTheMachineHas) {
+  Program program({"generate", "-m", path("model"), "-t", "1", "-p", "Once", "-n", "1000000000"}, folder.path());
+  while (program.running() && program.out().empty()) ::usleep(1000);
+  const std::string limits = read_file("/proc/" + std::to_string(program.id()) + "/limits"), name = "Max data size";
+  const size_t at = limits.find(name);
+  ASSERT_NE(at, std::string::npos) << limits;
+  const auto limit = std::strtoll(limits.c_str() + at + name.size(), nullptr, 10);  // 0: unlimited
+  EXPECT_GT(limit, 0) << limits;
+  EXPECT_LT(limit, machine_memory() + (int64_t{1} << 30)) << limits;
 }
 
 TEST_F(GenerateCommand, ReadingShowsProgressOnATerminalAlone) {

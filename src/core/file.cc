@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "core/memory.h"
 
 namespace lineal {
 namespace {
@@ -134,14 +135,21 @@ MappedFile::MappedFile(const fs::path& path) {
   if (!S_ISREG(status.st_mode)) fail("cannot map ", path.string(), ": expected a regular file, not a pipe or device");
   size_ = static_cast<size_t>(status.st_size);
   if (size_ == 0) return;
+  widen_memory_limit(static_cast<int64_t>(size_));
   // Without MAP_NORESERVE Linux refuses private writable maps larger than memory and swap.
   void* at = ::mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd, 0);
-  if (at == MAP_FAILED) fail("cannot map ", path.string(), " (", size_, " bytes): ", reason(errno));
+  if (at == MAP_FAILED) {
+    const int error = errno;
+    widen_memory_limit(-static_cast<int64_t>(size_));
+    fail("cannot map ", path.string(), " (", size_, " bytes): ", reason(error));
+  }
   data_ = static_cast<char*>(at);
 }
 
 MappedFile::~MappedFile() {
-  if (data_ != nullptr) ::munmap(data_, size_);
+  if (data_ == nullptr) return;
+  ::munmap(data_, size_);
+  widen_memory_limit(-static_cast<int64_t>(size_));
 }
 
 std::string read_file(const fs::path& path) {

@@ -71,6 +71,7 @@ class Program {
   Program(const Program&) = delete;
   Program& operator=(const Program&) = delete;
 
+  pid_t id() const { return pid_; }
   void signal(int number) const { ::kill(pid_, number); }
   bool running() {
     if (!done_) done_ = ::wait4(pid_, &status_, WNOHANG, &usage_) == pid_;
