@@ -106,6 +106,22 @@ TEST_F(BenchCommand, OperationsRunOnTheirReferencesWhenAsked) {
   EXPECT_NE(found["kernels"].get<std::string>().find("ttt_linear reference"), std::string::npos) << found["kernels"];
 }
 
+TEST_F(BenchCommand, InstructionSetsHaveTheNamesEveryoneUses) {
+  const Names cell = {"ttt_linear", "--lengths", "8", "--json"};
+  ::setenv("LINEAL_CPU", "avx51", 1);
+#ifdef __x86_64__
+  EXPECT_TRUE(refused(small(cell), {"LINEAL_CPU: unknown instruction set 'avx51'", "did you mean 'avx512'?", "sse4"}));
+  ::setenv("LINEAL_CPU", "avx512", 1);
+  EXPECT_EQ(small(cell).code, 0);
+#else
+  EXPECT_TRUE(refused(small(cell), {"LINEAL_CPU: unknown instruction set 'avx51'"}));
+#endif
+  ::unsetenv("LINEAL_CPU");
+  const ProgramResult result = small(cell);
+  EXPECT_EQ(result.code, 0) << result.err;
+  EXPECT_EQ(result.out.find("AVX3"), std::string::npos) << result.out;
+}
+
 TEST_F(BenchCommand, MistakesEndInOneLine) {
   EXPECT_TRUE(refused(bench({"op", "delta_ruel"}), {"bench op: unknown operation", "did you mean 'delta_rule'"}));
   EXPECT_TRUE(refused(bench({"op", "--head-sise", "3"}), {"bench op: ", "did you mean '--head-size'"}));

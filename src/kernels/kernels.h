@@ -44,9 +44,9 @@ struct Operation : Uses {
 
 /// All operations in the order of the table in kernels.cc.
 const std::vector<const Uses*>& uses();
-/// What ran so far, in words: "ttt_linear fused on AVX3, delta_rule reference"; empty if no operation did.
+/// What ran so far, in words: "ttt_linear fused on AVX-512, delta_rule reference"; empty if no operation did.
 std::string summary();
-/// The instruction set the CPU kernels run on: "AVX3", "AVX2", "SSE4", "NEON". The environment variable LINEAL_CPU
+/// The instruction set the CPU kernels run on: "AVX-512", "AVX2", "SSE4", "NEON". The environment variable LINEAL_CPU
 /// names the widest to use.
 std::string cpu_instructions();
 

@@ -10,23 +10,34 @@
 
 namespace lineal::kernels::cpu {
 
+namespace {
+
+/// Highway's AVX3, AVX3_DL, AVX3_ZEN4 and AVX3_SPR are what everyone calls AVX-512.
+std::string name_of(int64_t target) {
+  const std::string name = hwy::TargetName(target);
+  return name.starts_with("AVX3") ? "AVX-512" : name;
+}
+
+}  // namespace
+
 void limit_instructions() {
   const char* given = std::getenv("LINEAL_CPU");
   if (given == nullptr || *given == 0) return;
   std::vector<std::string> names;
   for (int64_t rest = HWY_TARGETS; rest != 0; rest &= rest - 1) {  // wider ones have lower bits
     const int64_t target = rest & -rest;
-    std::string name = hwy::TargetName(target);
+    std::string name = name_of(target);
+    std::erase(name, '-');
     std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return std::tolower(c); });
     if (name == given) return hwy::DisableTargets(target - 1);
-    names.push_back(name);
+    if (names.empty() || names.back() != name) names.push_back(name);
   }
   fail_unknown("LINEAL_CPU", "instruction set", given, names);
 }
 
 std::string instructions() {
   const int64_t usable = hwy::SupportedTargets() & HWY_TARGETS;
-  return hwy::TargetName(usable & -usable);
+  return name_of(usable & -usable);
 }
 
 }  // namespace lineal::kernels::cpu

@@ -5,11 +5,11 @@
 
 namespace lineal::kernels::cpu {
 
-/// Keeps the kernels from anything wider than the one the environment variable LINEAL_CPU names: avx3 (AVX-512), avx2
-/// or sse4. Before the first kernel runs.
+/// Keeps the kernels from anything wider than the one the environment variable LINEAL_CPU names: avx512, avx2 or
+/// sse4. Before the first kernel runs.
 void limit_instructions();
 
-/// "AVX3", "AVX2", "SSE4", "NEON".
+/// "AVX-512", "AVX2", "SSE4", "NEON".
 std::string instructions();
 
 }  // namespace lineal::kernels::cpu
