@@ -39,7 +39,7 @@ int main(int argc, char** argv) {
   const lineal::CommandSpec* command = nullptr;
   try {
     const std::vector<std::string> args(argv + 1, argv + argc);
-    if (args.empty() || args[0] == "--help" || args[0] == "-h") return usage();
+    if (args.empty() || args[0] == "help" || args[0] == "--help" || args[0] == "-h") return usage();
     if (args[0] == "--version") {
       std::cout << "lineal " << LINEAL_VERSION << "\n";
       return 0;

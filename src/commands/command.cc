@@ -59,11 +59,13 @@ void add_fields(CLI::App& app, Config& config, const std::string& who, const std
 void add_compute(CLI::App& app) {
   const auto set = [](int64_t threads) { at::set_num_threads(static_cast<int>(threads)); };
   app.add_option_function<int64_t>("-t,--threads", set, "threads to compute with")
-      ->check(CLI::Range(int64_t{1}, kMostThreads));
+      ->check(CLI::Range(int64_t{1}, kMostThreads))
+      ->default_str(std::to_string(at::get_num_threads()));
   const auto kernels = [](const std::string& name) { kernels::choose(name); };
   app.add_option_function<std::string>("--kernels", kernels,
                                        "auto: fused kernels where there are any; reference; fused: or an error")
-      ->type_name("auto|reference|fused");
+      ->type_name("auto|reference|fused")
+      ->default_str("auto");
 }
 
 }  // namespace lineal

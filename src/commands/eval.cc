@@ -91,12 +91,17 @@ int run(const std::vector<std::string>& args) {
   app.add_option("files", files, "text to predict");
   app.add_option("-m,--model", model, "model directory or run")->required();
   app.add_option("--chunk", options.chunk, "tokens of one forward call; the result does not depend on it")
-      ->check(positive);
+      ->check(positive)
+      ->capture_default_str();
   app.add_option("--buckets", options.first_bucket, "positions of the first bucket; the next are as wide, then double")
-      ->check(positive);
-  app.add_option("--limit", options.limit, "read at most this many tokens; 0 for all")->check(count);
+      ->check(positive)
+      ->capture_default_str();
+  app.add_option("--limit", options.limit, "read at most this many tokens; 0 for all")
+      ->check(count)
+      ->capture_default_str();
   app.add_option("--max-context", options.max_context, "restart the state after this many tokens; 0 for never")
-      ->check(count);
+      ->check(count)
+      ->capture_default_str();
   app.add_option("--text-field", text_options.text_field, "the field of a JSON line that holds its text");
   auto* in = app.add_option("--tokens", tokens, "safetensors file with input_ids int64 [B, T]");
   auto* out = app.add_option("--logits", logits, "safetensors file to write: logits float32 [B, T, N]");

@@ -18,8 +18,11 @@ void print(std::string_view piece) {
 }
 
 int run(const std::vector<std::string>& args) {
-  CLI::App app("continues a text: -p PROMPT, -f FILE, or --state FILE.state (after which -p or -f may add more)",
-               "generate");
+  CLI::App app(
+      "continues a text: -p PROMPT, -f FILE, or --state FILE.state (after which -p or -f may add more); prints what "
+      "comes "
+      "after it, the text itself not again",
+      "generate");
   std::string model, prompt, file, state, save;
   GenerateOptions options;
   SamplerConfig config;
@@ -31,7 +34,8 @@ int run(const std::vector<std::string>& args) {
   app.add_option("-f,--file", file, "file with that text, - for standard input")->excludes(prompt_option);
   app.add_option("--state", state, "FILE.state of lineal read or --save: nothing of it is computed again");
   app.add_option("-n,--length", options.length, "most tokens to generate")
-      ->check(CLI::Range(int64_t{0}, int64_t{1} << 60));
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 60))
+      ->capture_default_str();
   add_fields(app, config, "generate");
   app.add_option("-s,--seed", seed, "continuation i draws with seed + i")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 53))
@@ -40,7 +44,9 @@ int run(const std::vector<std::string>& args) {
       ->expected(1)
       ->take_all()
       ->allow_extra_args(false);  // else "[a,b]" would be taken for a list
-  app.add_option("--count", count, "continuations of the same text")->check(CLI::Range(1, 1 << 20));
+  app.add_option("--count", count, "continuations of the same text")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
   app.add_option("--save", save, "FILE.state to write after the last token, and when interrupted");
   app.add_flag("--json", json, "one JSON object per continuation");
   add_compute(app);

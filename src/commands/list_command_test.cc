@@ -58,6 +58,30 @@ TEST(ListCommand, NamesAMixersFields) {
   EXPECT_TRUE(refused(lineal({"lst"}), {"unknown command 'lst'", "did you mean 'list'"}));
 }
 
+TEST(ListCommand, HelpIsWhatNoArgumentsPrint) {
+  const ProgramResult help = lineal({"help"}), usage = lineal({});
+  EXPECT_EQ(help.code, 0) << help.err;
+  EXPECT_EQ(help.out, usage.out);
+}
+
+TEST(ListCommand, HelpShowsDefaults) {
+  const auto shows = [](const std::string& command, const std::string& flag, const std::string& value) {
+    const std::string help = lineal({command, "--help"}).out;
+    const size_t at = help.find(flag + " ");
+    if (at == std::string::npos) return false;
+    const std::string line = help.substr(at, help.find('\n', at) - at);
+    return line.find("=" + value) != std::string::npos || line.find("[" + value + "]") != std::string::npos;
+  };
+  const std::vector<std::vector<std::string>> cases = {
+      {"generate", "--length", "256"},      {"generate", "--count", "1"}, {"generate", "--seed", "0"},
+      {"generate", "--kernels", "auto"},    {"eval", "--chunk", "2048"},  {"eval", "--buckets", "256"},
+      {"train", "--layers", "ttt_linear*4"}};
+  for (const auto& words : cases) EXPECT_TRUE(shows(words[0], words[1], words[2])) << words[0] << " " << words[1];
+  EXPECT_NE(lineal({"eval", "--help"}).out.find("--threads INT:INT in [1 - 4096]"), std::string::npos);
+  EXPECT_FALSE(lineal({"eval", "--help"}).out.find("--threads INT:INT in [1 - 4096]\n") != std::string::npos);
+  EXPECT_NE(lineal({"generate", "--help"}).out.find("not again"), std::string::npos);
+}
+
 TEST(ListCommand, EveryCommandHasHelp) {
   for (const std::string& name : names(Json::parse(lineal({"list", "--json"}).out)["commands"])) {
     const ProgramResult help = lineal({name, "--help"});

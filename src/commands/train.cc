@@ -197,7 +197,8 @@ int run(const std::vector<std::string>& args) {
   app.add_flag("--json", json, "a line of JSON per log step");
   add_compute(app);
   const size_t before_model = app.get_options().size();
-  app.add_option("--layers", layers, "mixers, such as 'ttt_linear(mini_batch_size=32)*3, identity' (lineal list)");
+  app.add_option("--layers", layers, "mixers, such as 'ttt_linear(mini_batch_size=32)*3, identity' (lineal list)")
+      ->capture_default_str();
   app.add_option("--num-attention-heads", heads, "heads of every mixer that has them")->check(CLI::Range(1, 1 << 20));
   add_fields(app, model, "train", {"vocab_size"});
   const size_t after_model = app.get_options().size();
