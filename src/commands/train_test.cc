@@ -81,7 +81,7 @@ TEST_F(TrainProgram, MistakesEndInOneLineAndLeaveNothing) {
       {{"--steps", "99999999999999999999"}, {"steps is"}},
       {{"--lr", "fast"}, {"lr is 'fast'", "a number"}},
       {{"--min-lr", "0.5"}, {"min_lr is 0.5"}},
-      {{"--carry", "detachd"}, {"carry is", "detached differentiable"}},
+      {{"--carry", "detachd"}, {"carry is", "detached differentiable", "did you mean 'detached'?"}},
       {{"--num-attention-heads", "5"}, {"num_attention_heads is 5", "divisor of hidden_size 12"}},
       {{"--objective", "causal_ml"}, {"did you mean 'causal_lm'"}},
       {{"--lr-scale", "*.W7=2"}, {"lr_scale", "*.W7"}},
@@ -104,6 +104,8 @@ TEST_F(TrainProgram, MistakesEndInOneLineAndLeaveNothing) {
   EXPECT_TRUE(refused(only({"--init", folder_ / "nothing"}), {"nothing", "does not exist"}));
   EXPECT_TRUE(refused(run({"train", "--out", out}), {"no text"}));
   EXPECT_TRUE(refused(run({"train", text}), {"--out"}));
+  write_atomic(folder_ / "short.txt", "abc");
+  EXPECT_TRUE(refused(run({"train", folder_ / "short.txt", "--out", out}), {"or --validation 0"}));
   EXPECT_TRUE(refused(run({"train", folder_ / "missing.txt", "--out", out}), {"missing.txt"}));
   EXPECT_TRUE(refused(run({"train", folder_ / "empty.txt", "--out", out}), {"empty.txt"}));
   EXPECT_TRUE(refused(run({"train", "--resume", folder_ / "none"}), {"no run to resume"}));
@@ -128,7 +130,8 @@ TEST_F(TrainProgram, LearnsFromGzipAndJsonLines) {
   for (const char* name : {"text.gz", "text.jsonl", "text.jsonl.gz"}) EXPECT_TRUE(learned(name) == expected) << name;
   Args args = tiny("wrong", {"--text-field", "text"});
   args[1] = folder_ / "text.jsonl";
-  EXPECT_TRUE(refused(run(args), {(folder_ / "text.jsonl").string(), "no field 'text'", "body"}));
+  EXPECT_TRUE(
+      refused(run(args), {(folder_ / "text.jsonl").string(), "no field 'text'", "body", "name one with --text-field"}));
 }
 
 TEST_F(TrainProgram, ShowsProgressOnATerminal) {

@@ -18,8 +18,9 @@ std::string number(double value) {
       .dump();
 }
 
-[[noreturn]] void fail_value(const Field& field, const std::string& who, const std::string& got) {
-  fail(who, ": ", field.name, " is ", got, ", expected ", field.admits());
+[[noreturn]] void fail_value(const Field& field, const std::string& who, const std::string& got,
+                             const std::string& advice = "") {
+  fail(who, ": ", field.name, " is ", got, ", expected ", field.admits(), advice);
 }
 
 }  // namespace
@@ -65,7 +66,8 @@ void Field::set(const Json& value, const std::string& who) {
                    const auto chosen = value.get<std::string>();
                    const auto& choices = range.choices;
                    if (!choices.empty() && std::find(choices.begin(), choices.end(), chosen) == choices.end()) {
-                     fail_value(*this, who, line_of(value));
+                     const std::string near = nearest(chosen, choices);
+                     fail_value(*this, who, line_of(value), near.empty() ? "" : "; did you mean '" + near + "'?");
                    }
                    *to = chosen;
                  },

@@ -77,6 +77,7 @@ TEST(Configuration, RefusesWhatDoesNotFit) {
   EXPECT_ERROR(options.read({{"rate", -1}}, "x.json"), "expected a number of at least 0");
   EXPECT_ERROR(options.read({{"on", 1}}, "x.json"), "expected true or false");
   EXPECT_ERROR(options.read({{"kind", "c"}}, "x.json"), "expected one of a b");
+  EXPECT_ERROR(options.read({{"kind", "ab"}}, "x.json"), "expected one of a b; did you mean 'a'?");
   EXPECT_ERROR(options.read(Json::array(), "x.json"), "expected an object");
   EXPECT_ERROR(options.fields()[0].parse("many", "flag"), "flag: count is 'many'");
 }

@@ -22,7 +22,7 @@ void cut_document(Split& split, TokenSpan document, double fraction) {
   const int64_t n = document.size();
   if (n < 4) {
     fail("split: the only document of more than one token has ", n,
-         ", expected at least 4 for training and validation; give more text, or fraction 0 for no validation");
+         ", expected at least 4 for training and validation; give more text, or --validation 0");
   }
   const auto wanted = static_cast<int64_t>(std::llround(fraction * static_cast<double>(n)));
   const int64_t cut = document.end - std::clamp<int64_t>(wanted, 2, n - 2);

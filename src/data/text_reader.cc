@@ -114,7 +114,7 @@ class TextReader::Stream {
       const auto field = object.find(options_.text_field);
       if (field == object.end()) {
         refuse_line("no field '", options_.text_field, "' (it has: ", field_names(object),
-                    "); name one with text_field");
+                    "); name one with --text-field");
       }
       if (!field->is_string()) {
         refuse_line("field '", options_.text_field, "' is ", field->type_name(), ", expected a string");

@@ -153,7 +153,7 @@ TEST(TextReader, BadLines) {
   EXPECT_TRUE(refuses("[1]", "it is array, expected an object"));
   EXPECT_TRUE(refuses("{\"text\": 7}", "field 'text' is number, expected a string"));
   EXPECT_TRUE(
-      refuses("{\"body\": \"x\", \"a\\nb\": 1}", "no field 'text' (it has: a?b, body); name one with text_field"));
+      refuses("{\"body\": \"x\", \"a\\nb\": 1}", "no field 'text' (it has: a?b, body); name one with --text-field"));
   EXPECT_TRUE(refuses("{}", "(it has: none)"));
   std::string many = "{\"first\": 1";
   for (int i = 0; i < 1000; ++i) many += ", \"field" + std::to_string(i) + "\": 1";

@@ -257,7 +257,8 @@ TEST(Trainer, SaysWhichGradientIsNotFinite) {
   weight.register_hook([](const Tensor& gradient) { return gradient * std::numeric_limits<double>::infinity(); });
   const Tensor before = weight.detach().clone();
   Trainer trainer(model, small_config(), data);
-  EXPECT_TRUE(throws_error([&] { trainer.step(); }, {"step 1", "model.layers.0.mlp.up_proj.weight", "is finite"}));
+  EXPECT_TRUE(throws_error([&] { trainer.step(); },
+                           {"step 1", "model.layers.0.mlp.up_proj.weight", "is finite", "a lower --lr or --clip"}));
   EXPECT_TRUE(at::equal(weight, before));
 }
 

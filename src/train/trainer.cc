@@ -90,7 +90,8 @@ StepResult Trainer::step(bool measure) {
         const std::string parameter = optimizer.first_bad_gradient();
         optimizer.zero_grad();
         fail("train: step ", steps_done_ + 1, ": the loss ", sum / count, " is finite, its gradient with respect to ",
-             parameter.empty() ? "all parameters together" : parameter, " is not");
+             parameter.empty() ? "all parameters together" : parameter,
+             " is not; a lower --lr or --clip may keep it finite");
       }
       optimizer.step(result.lr);
       optimizer.zero_grad();
