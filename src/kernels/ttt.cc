@@ -3,6 +3,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "core/dims.h"
+#include "kernels/cpu/huge_pages.h"
 #include "kernels/cpu/ttt.h"
 #include "kernels/kernels.h"
 
@@ -40,6 +41,11 @@ bool present(const Tensor& x) { return x.defined() && x.numel() > 0; }
 const float* data(const Tensor& x) { return present(x) ? x.const_data_ptr<float>() : nullptr; }
 float* mutable_data(const Tensor& x) { return present(x) ? x.mutable_data_ptr<float>() : nullptr; }
 cpu::Tokens<const void> tokens(const Tensor& x) { return {x.const_data_ptr(), x.scalar_type() == at::kBFloat16}; }
+/// Memory that the kernel fills.
+Tensor filled_by_kernel(const Tensor& fresh) {
+  cpu::huge_pages(fresh.mutable_data_ptr(), static_cast<int64_t>(fresh.nbytes()));
+  return fresh;
+}
 cpu::Tokens<void> mutable_tokens(const Tensor& x) { return {x.mutable_data_ptr(), x.scalar_type() == at::kBFloat16}; }
 
 /// Inputs in the order autograd sees them: these, then the inner model's weights three times, as W_0, W and D.
@@ -105,16 +111,16 @@ class InnerLoop : public torch::autograd::Function<InnerLoop> {
     const auto float32 = in[kEta].options();
     variable_list saved(kSaved);
     if (differentiable) {
-      saved[kKNormal] = at::empty_like(in[kQ], float32);
+      saved[kKNormal] = filled_by_kernel(at::empty_like(in[kQ], float32));
       if (raw.norm) {
-        saved[kQNormal] = at::empty_like(in[kQ], float32);
+        saved[kQNormal] = filled_by_kernel(at::empty_like(in[kQ], float32));
         saved[kKRstd] = at::empty({raw.B, raw.T, raw.H}, float32);
         saved[kQRstd] = at::empty({raw.B, raw.T, raw.H}, float32);
       }
-      saved[kStates] = at::empty({raw.saved_before(raw.B * raw.H)}, float32);
+      saved[kStates] = filled_by_kernel(at::empty({raw.saved_before(raw.B * raw.H)}, float32));
     }
     call->point_to(in, saved);
-    variable_list results = {at::empty_like(in[kQ])};
+    variable_list results = {filled_by_kernel(at::empty_like(in[kQ]))};
     for (size_t i = call->W; i < call->end; ++i) results.push_back(at::empty_like(in[i]));
     cpu::TTTResult result{mutable_tokens(results[0]), call->layers<float>(results, 1, mutable_data),
                           call->layers<float>(results, 1 + call->weights, mutable_data)};
@@ -163,7 +169,9 @@ class InnerLoop : public torch::autograd::Function<InnerLoop> {
       if (!present(in[i])) continue;
       const bool is_shared = i == kGamma || i == kBeta || (i >= call.W_0 && i < call.W);
       if (is_shared) shared.push_back(i);
-      d[i] = i == kScale ? per_row(in[i], call.raw.H) : is_shared ? per_row(in[i], 0) : at::empty_like(in[i]);
+      d[i] = i == kScale ? per_row(in[i], call.raw.H)
+             : is_shared ? per_row(in[i], 0)
+                         : filled_by_kernel(at::empty_like(in[i]));
       if (i >= call.D) d[i].zero_();
     }
     call.kernel.backward(

@@ -21,8 +21,9 @@ using namespace lineal::kernels::cpu;
 
 /// Where a block's tokens of one row and head lie: element (i, 0) of [B, T, H, K] and of [B, T, H].
 struct Place {
-  int64_t first, step, first_token, token_step;
+  int64_t first = 0, step = 0, first_token = 0, token_step = 0;
 
+  Place() = default;
   /// index = b * H + h
   Place(const TTTCall& call, int64_t index, const InnerBlock& block)
       : first_token((index / call.H * call.T + block.first) * call.H + index % call.H), token_step(call.H) {
@@ -31,6 +32,12 @@ struct Place {
   }
   int64_t row(int64_t i) const { return first + i * step; }
   int64_t token(int64_t i) const { return first_token + i * token_step; }
+  /// The place `tokens` further.
+  Place after(int64_t tokens) const {
+    Place next = *this;
+    next.first = row(tokens), next.first_token = token(tokens);
+    return next;
+  }
 };
 
 /// to [0, n) = x from element `at` on, zeros up to `padded`.
@@ -51,9 +58,53 @@ HWY_INLINE void store_row(const float* from, int64_t n, Tokens<void> x, int64_t 
   }
 }
 
-HWY_INLINE void prefetch_row(Tokens<const void> x, int64_t at, int64_t n) {
-  const int64_t bytes = x.bfloat16 ? 2 : 4;
-  prefetch(reinterpret_cast<const float*>(static_cast<const char*>(x.data) + at * bytes), n * bytes / 4);
+/// Asks memory for the rows of the next block, a few between the pieces of this one's products: all at once they would
+/// wait for one another.
+class Ahead {
+ public:
+  /// Of `rows` tokens at `at`, K numbers each of every stream: pointer and bytes of a number.
+  struct Stream {
+    const void* data;
+    int64_t bytes;
+  };
+  template <class Void>
+  static Stream stream(Tokens<Void> x) {
+    return {x.data, x.bfloat16 ? 2 : 4};
+  }
+  static Stream stream(const float* x) { return {x, 4}; }
+
+  void begin(const Place& at, int64_t rows, int64_t K, std::initializer_list<Stream> streams) {
+    at_ = at, left_ = rows, K_ = K, i_ = 0;
+    count_ = 0;
+    for (const Stream& s : streams) {
+      if (s.data) streams_[count_++] = s;
+    }
+  }
+  void some(int64_t rows) {
+    for (; rows > 0 && left_ > 0; --rows, --left_, ++i_) {
+      for (size_t s = 0; s < count_; ++s) {
+        const char* row = static_cast<const char*>(streams_[s].data) + at_.row(i_) * streams_[s].bytes;
+        for (int64_t j = 0; j < K_ * streams_[s].bytes; j += 64) hwy::Prefetch(row + j);
+      }
+    }
+  }
+
+ private:
+  Place at_;
+  int64_t left_ = 0, K_ = 0, i_ = 0;
+  size_t count_ = 0;
+  Stream streams_[9];
+};
+
+/// product in pieces, with `rows` of the next block between them.
+template <Store store_as>
+void product_ahead(Ahead& ahead, int64_t rows, int64_t m, int64_t n, int64_t k, Elements a, const float* b,
+                   int64_t b_row, float* c, int64_t c_row, float alpha = 1) {
+  constexpr int64_t kPiece = 12;
+  for (int64_t i = 0; i < m; i += kPiece, a.data += kPiece * a.row, c += kPiece * c_row) {
+    product<store_as>(std::min(kPiece, m - i), n, k, a, b, b_row, c, c_row, alpha);
+    ahead.some(rows);
+  }
 }
 
 /// W [m, n] and under it the bias, in rows `to_row` apart, from and to tensors with `index` such layers before it.

@@ -66,13 +66,12 @@ class Forward {
     const int64_t c = block.count, K = head_.K, A = head_.A;
     float* Zq = Z_ + c * Kp_;
     head_.load(at, c);
-    product<Store::set>(2 * c, K, A, {head_.kq, head_.Ap}, W_, Kp_, Z_, Kp_);
+    ahead_.begin(at.after(c), c, K,
+                 {Ahead::stream(call_.k), Ahead::stream(call_.q), Ahead::stream(call_.v), Ahead::stream(result_.o),
+                  Ahead::stream(call_.k_normal), Ahead::stream(call_.q_normal)});
+    product_ahead<Store::set>(ahead_, 2, 2 * c, K, A, {head_.kq, head_.Ap}, W_, Kp_, Z_, Kp_);
     double loss = 0;
-    for (int64_t i = 0; i < c; ++i) {
-      prefetch_row(call_.k, at.row(c + i), K);
-      prefetch_row(call_.v, at.row(c + i), K);
-      loss += head_.learn(at, i, Z_ + i * Kp_, G_ + i * Kp_);
-    }
+    for (int64_t i = 0; i < c; ++i) loss += head_.learn(at, i, Z_ + i * Kp_, G_ + i * Kp_);
     const float* s = call_.scale + block.place;
     if (slot_->pending) {
       product<Store::set>(c, K, A, {head_.q(c, 0), head_.Ap}, D_, Kp_, Z_, Kp_);  // f(k) is spent
@@ -80,11 +79,7 @@ class Forward {
     }
     head_.scores(c, s);
     product<Store::add>(c, K, c, {head_.P, head_.Cp}, G_, Kp_, Zq, Kp_, 1, /*lower=*/true);
-    for (int64_t i = 0; i < c; ++i) {
-      prefetch_row(call_.q, at.row(c + i), K);
-      prefetch_row({result_.o.data, result_.o.bfloat16}, at.row(c + i), K);
-      head_.answer(at, i, Zq + i * Kp_, head_.q(c, i), result_.o);
-    }
+    for (int64_t i = 0; i < c; ++i) head_.answer(at, i, Zq + i * Kp_, head_.q(c, i), result_.o);
     step(block);
     return loss;
   }
@@ -106,7 +101,7 @@ class Forward {
     const int64_t c = block.count, A = head_.A, K = head_.K;
     const float last = call_.scale[call_.C - 1];
     if (block.complete && !slot_->pending) {
-      product<Store::add>(A, K, c, k_transposed, G_, Kp_, W_, Kp_, -last);
+      product_ahead<Store::add>(ahead_, 2, A, K, c, k_transposed, G_, Kp_, W_, Kp_, -last);
     } else if (slot_->pending) {
       product<Store::add>(A, K, c, k_transposed, G_, Kp_, D_, Kp_);
       if (block.complete) add_scaled(-last, D_, A * Kp_, W_);
@@ -119,6 +114,7 @@ class Forward {
   const TTTCall& call_;
   const TTTResult& result_;
   Head head_;
+  Ahead ahead_;
   int64_t Kp_;
   struct Slot {
     float *W = nullptr, *D = nullptr;  // [A, Kp]
@@ -211,6 +207,13 @@ class Backward {
     const float f = block.complete ? -call_.scale[call_.C - 1] : 1;  // dD' is f times dW' or what came from outside
     const Gradient& step = block.complete ? dW_ : dD_;
     float *dX = dXZ_, *dZ = dXZ_ + c * Kp_, *dk = dkq_, *dq = dkq_ + c * Kp_;
+    if (n > 0) {
+      const InnerBlock& next = blocks_[n - 1];
+      ahead_.begin(Place(call_, head_.index, next), next.count, K,
+                   {Ahead::stream(call_.k), Ahead::stream(call_.q), Ahead::stream(call_.v),
+                    Ahead::stream(call_.k_normal), Ahead::stream(call_.q_normal), Ahead::stream(d_.o),
+                    Ahead::stream(d_.k), Ahead::stream(d_.q), Ahead::stream(d_.v)});
+    }
     head_.load(at, c);
     head_.recall(at, c, G_);
     for (int64_t t = 0; t < c; ++t) head_.answer_backward(at, t, dZ + t * Kp_);
@@ -218,7 +221,7 @@ class Backward {
     product<Store::set>(c, c, K, {dZ, Kp_}, columns_, Cp_, S_, Cp_);
     product<Store::set>(c, c, head_.A, {head_.q(c, 0), Ap_}, head_.k_columns, Cp_, head_.P, Cp_);
     head_.scores_backward(block, head_.P, S_);
-    product<Store::set>(K, c, K, {step.WT, Kp_}, head_.k_columns, Cp_, columns_, Cp_);  // (k dD')^T
+    product_ahead<Store::set>(ahead_, 1, K, c, K, {step.WT, Kp_}, head_.k_columns, Cp_, columns_, Cp_);  // (k dD')^T
     transpose(K, c, columns_, Cp_, dG_, Kp_);
     float along = 0;  // <dW', D'>
     for (int64_t t = 0; t < c; ++t) {
@@ -230,15 +233,15 @@ class Backward {
     product<Store::add>(c, K, c, {head_.P, 1, Cp_}, dZ, Kp_, dG_, Kp_);
     for (int64_t t = 0; t < c; ++t) head_.learn_backward(at, t, dG_ + t * Kp_, dX + t * Kp_);
 
-    product<Store::set>(2 * c, K, K, {dXZ_, Kp_}, WT, Kp_, dkq_, Kp_);
+    product_ahead<Store::set>(ahead_, 1, 2 * c, K, K, {dXZ_, Kp_}, WT, Kp_, dkq_, Kp_);
     product<Store::add>(c, K, c, {S_, Cp_}, head_.kq, Ap_, dq, Kp_, 1, /*lower=*/true);
     product<Store::add>(c, K, c, {S_, 1, Cp_}, head_.q(c, 0), Ap_, dk, Kp_);
-    product<Store::add>(c, K, K, {G_, Kp_}, step.WT, Kp_, dk, Kp_, f);
+    product_ahead<Store::add>(ahead_, 1, c, K, K, {G_, Kp_}, step.WT, Kp_, dk, Kp_, f);
     if (n == 0 && block.place > 0) along += pending_steps(block, f, step, dZ, dq);
     if (block.complete) head_.dscale[call_.C - 1] -= along;
     for (int64_t t = 0; t < c; ++t) head_.give(at, t, dk + t * Kp_, dq + t * Kp_);
 
-    product<Store::add>(K, K, 2 * c, {dXZ_, 1, Kp_}, head_.kq, Ap_, dW_.WT, Kp_);
+    product_ahead<Store::add>(ahead_, 1, K, K, 2 * c, {dXZ_, 1, Kp_}, head_.kq, Ap_, dW_.WT, Kp_);
     for (int64_t t = 0; t < 2 * c; ++t) add_scaled(1, dXZ_ + t * Kp_, Kp_, dW_.b);
     if (std::exchange(slot_->last, false)) clear(dD_);  // only the last block's steps are given back
     if (block.restart) {
@@ -300,6 +303,7 @@ class Backward {
   const TTTCall& call_;
   const TTTGradients& d_;
   HeadBackward head_;
+  Ahead ahead_;
   const InnerBlock* blocks_ = nullptr;
   int64_t Kp_, Ap_, Cp_, square_;
   struct Slot {

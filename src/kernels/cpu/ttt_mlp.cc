@@ -26,100 +26,11 @@
 
 #include "kernels/cpu/gelu-inl.h"
 #include "kernels/cpu/ttt-inl.h"
+#include "kernels/cpu/ttt_mlp-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace lineal::kernels::HWY_NAMESPACE {
 namespace {
-
-/// Sizes of the second layer. Rows of width F are an odd number of cache lines apart, or the same few sets of the cache
-/// would hold a column.
-struct Width {
-  int64_t F, A;  // hidden units; and the bias
-  int64_t row;
-
-  explicit Width(const TTTCall& call) : F(4 * call.K), A(F + call.bias), row(row_of(call.K)) {}
-  static int64_t row_of(int64_t K) { return (padded(4 * K + 1) / kAlign | 1) * kAlign; }
-};
-
-/// y [c, n] = or += alpha x, element by element times z.
-template <Store store_as>
-HWY_INLINE void multiply(int64_t c, int64_t n, int64_t row, const float* x, const float* z, float* y) {
-  for (int64_t i = 0; i < c; ++i) {
-    for (int64_t j = i * row; j < i * row + n; j += kLanes) {
-      const Vec old = store_as == Store::add ? load(y + j) : hn::Zero(kWide);
-      store(hn::MulAdd(load(x + j), load(z + j), old), y + j);
-    }
-  }
-}
-
-/// The first layer's output u becomes gelu'(u); h is gelu(u), and 1 for the bias.
-inline void activate(int64_t c, const Width& width, bool bias, float* u, float* h) {
-  for (int64_t i = 0; i < c; ++i, u += width.row, h += width.row) {
-    for (int64_t j = 0; j < width.F; j += kLanes) {
-      const Gelu gelu(load(u + j));
-      store(gelu.value(), h + j);
-      store(gelu.slope(), u + j);
-    }
-    if (bias) h[width.F] = 1;
-  }
-}
-
-/// One [A, row] and one [width.A, Kp]: weights, sums of steps or gradients of either; a bias is the last row.
-struct Pair {
-  float *W1 = nullptr, *W2 = nullptr;
-};
-
-/// The sizes of both layers, and what is done to pairs of them.
-struct Pairs {
-  const TTTCall& call;
-  Width width;
-  int64_t K, Kp, size1, size2;
-
-  explicit Pairs(const TTTCall& the_call)
-      : call(the_call),
-        width(call),
-        K(call.K),
-        Kp(padded(K)),
-        size1((K + call.bias) * width.row),
-        size2(width.A * Kp) {}
-
-  Pair take(Scratch& scratch) const {
-    float* W1 = scratch.take(size1);
-    return {W1, scratch.take(size2)};
-  }
-  void clear(const Pair& x) const {
-    std::fill_n(x.W1, size1, 0.0f);
-    std::fill_n(x.W2, size2, 0.0f);
-  }
-  void copy_to(const Pair& from, const Pair& to) const {
-    copy(from.W1, size1, to.W1);
-    copy(from.W2, size2, to.W2);
-  }
-  /// y += alpha x
-  void add(float alpha, const Pair& x, const Pair& y) const {
-    add_scaled(alpha, x.W1, size1, y.W1);
-    add_scaled(alpha, x.W2, size2, y.W2);
-  }
-  float inner(const Pair& x, const Pair& y) const { return dot(x.W1, y.W1, size1) + dot(x.W2, y.W2, size2); }
-
-  void load(const Layers<const float>& from, int64_t index, const Pair& to) const {
-    load_layer(from[0], index, K, width.F, to.W1, width.row);
-    load_layer(from[1], index, width.F, K, to.W2, Kp);
-  }
-  void store(const Pair& from, int64_t index, const Layers<float>& to) const {
-    store_layer(from.W1, width.row, index, K, width.F, to[0]);
-    store_layer(from.W2, Kp, index, width.F, K, to[1]);
-  }
-
-  /// y = or += alpha (k^T G1, h^T G2) over c tokens.
-  template <Store store_as>
-  void step(int64_t c, const Head& head, const float* G1, const float* h, const float* G2, float alpha,
-            const Pair& y) const {
-    const int64_t row = width.row;
-    product<store_as>(head.A, width.F, c, {head.kq, 1, head.Ap}, G1, row, y.W1, row, alpha);
-    product<store_as>(width.A, K, c, {h, 1, row}, G2, Kp, y.W2, Kp, alpha);
-  }
-};
 
 class Forward {
  public:
@@ -167,18 +78,19 @@ class Forward {
     const float* s = call_.scale + block.place;
     float *Y = U_ + c * row, *a = h_ + c * row, *Zq = Z_ + c * Kp;
     head_.load(at, c);
+    ahead_.begin(at.after(c), c, K,
+                 {Ahead::stream(call_.k), Ahead::stream(call_.q), Ahead::stream(call_.v), Ahead::stream(result_.o),
+                  Ahead::stream(call_.k_normal), Ahead::stream(call_.q_normal)});
     product<Store::set>(2 * c, F, head_.A, {head_.kq, head_.Ap}, W_.W1, row, U_, row);
+    ahead_.some(4);
     activate(c, width_, call_.bias, U_, h_);
     product<Store::set>(c, K, width_.A, {h_, row}, W_.W2, Kp, Z_, Kp);
+    ahead_.some(4);
     double loss = 0;
-    for (int64_t i = 0; i < c; ++i) {
-      prefetch_row(call_.k, at.row(c + i), K);
-      prefetch_row(call_.v, at.row(c + i), K);
-      prefetch_row(call_.q, at.row(c + i), K);
-      loss += head_.learn(at, i, Z_ + i * Kp, G2_ + i * Kp);
-    }
+    for (int64_t i = 0; i < c; ++i) loss += head_.learn(at, i, Z_ + i * Kp, G2_ + i * Kp);
     transpose(F, K, W_.W2, Kp, W2T_, row);
     product<Store::set>(c, F, K, {G2_, Kp}, W2T_, row, G1_, row);
+    ahead_.some(4);
     multiply<Store::set>(c, F, row, G1_, U_, G1_);
 
     if (pending_) {
@@ -190,6 +102,7 @@ class Forward {
     activate(c, width_, call_.bias, Y, a);
 
     product<Store::set>(c, K, width_.A, {a, row}, W_.W2, Kp, Zq, Kp);
+    ahead_.some(c);
     if (pending_) {
       product<Store::set>(c, K, width_.A, {a, row}, D_.W2, Kp, Z_, Kp);  // f(k) is spent
       for (int64_t i = 0; i < c; ++i) add_scaled(-s[i], Z_ + i * Kp, Kp, Zq + i * Kp);
@@ -234,6 +147,7 @@ class Forward {
   const TTTCall& call_;
   const TTTResult& result_;
   Head head_;
+  Ahead ahead_;
   Pairs pairs_;
   Width width_;
   bool pending_ = false;  // D is not zero
@@ -328,12 +242,20 @@ class Backward {
     float *dU = dUY_, *dY = dU + c * row, *dk = dkq_, *dq = dk + c * Kp;
     const float *k = head_.kq, *q = head_.q(c, 0);
 
+    if (n > 0) {
+      const InnerBlock& next = blocks_[n - 1];
+      ahead_.begin(Place(call_, head_.index, next), next.count, K,
+                   {Ahead::stream(call_.k), Ahead::stream(call_.q), Ahead::stream(call_.v),
+                    Ahead::stream(call_.k_normal), Ahead::stream(call_.q_normal), Ahead::stream(d_.o),
+                    Ahead::stream(d_.k), Ahead::stream(d_.q), Ahead::stream(d_.v)});
+    }
     head_.load(at, c);
     head_.recall(at, c, G2);
     for (int64_t t = 0; t < c; ++t) head_.answer_backward(at, t, dZ + t * Kp);
     product<Store::set>(2 * c, F, head_.A, {k, Ap}, W.W1, row, U, row);
     transpose(F, K, W.W2, Kp, wide_, row);
     product<Store::set>(2 * c, F, K, {dZ, Kp}, wide_, row, dA, row);  // dZ W2^T and M
+    ahead_.some(2);
     bend(c, U, G1, h);
     product<Store::set>(c, c, head_.A, {q, Ap}, head_.k_columns, Cp, P1_, Cp);
     copy(P1_, c * Cp, head_.P);
@@ -343,6 +265,7 @@ class Backward {
       product<Store::set>(c, F, head_.A, {q, Ap}, D_.W1, row, R1_, row);
       for (int64_t t = 0; t < c; ++t) add_scaled(-call_.scale[block.place + t], R1_ + t * row, row, Y + t * row);
     }
+    ahead_.some(2);
     activate(c, width_, call_.bias, Y, a);
 
     transpose(c, K, G2, Kp, columns_, Cp);
@@ -352,6 +275,7 @@ class Backward {
     head_.scores_backward(block, P2_, S2_);
     product<Store::add>(c, F, c, {S2_, Cp}, h, row, dA, row, 1, /*lower=*/true);
     if (pending) second_steps(block, a, dZ, dA);
+    ahead_.some(2);
     multiply<Store::set>(c, F, row, dA, Y, dY);
 
     transpose(c, F, G1, row, columns_, Cp);
@@ -365,6 +289,7 @@ class Backward {
     scale(f, c * Kp, dG2_);
     product<Store::add>(c, F, c, {head_.P, 1, Cp}, dY, row, dG1_, row);
     product<Store::add>(c, K, c, {P2_, 1, Cp}, dZ, Kp, dG2_, Kp);
+    ahead_.some(2);
     multiply<Store::set>(c, F, row, dG1_, U, dM);
     for (int64_t t = 0; t < c; ++t) dM[t * row + F] = 0;
     product<Store::add>(c, K, F, {dM, row}, W.W2, Kp, dG2_, Kp);
@@ -373,7 +298,9 @@ class Backward {
     product<Store::set>(c, F, K, {dX, Kp}, wide_, row, dh_, row);
     transpose(F, K, step.W2, Kp, wide_, row);
     product<Store::add>(c, F, K, {G2, Kp}, wide_, row, dh_, row, f);
+    ahead_.some(2);
     product<Store::add>(c, F, c, {S2_, 1, Cp}, a, row, dh_, row);
+    ahead_.some(2);
     multiply<Store::set>(c, F, row, dG1_, bend_, dU);
     multiply<Store::add>(c, F, row, dh_, U, dU);
 
@@ -381,6 +308,7 @@ class Backward {
     product<Store::set>(2 * c, K, F, {dU, row}, narrow_, Kp, dkq_, Kp);
     transpose(K, F, step.W1, row, narrow_, Kp);
     product<Store::add>(c, K, F, {G1, row}, narrow_, Kp, dk, Kp, f);
+    ahead_.some(2);
     product<Store::add>(c, K, c, {S1_, Cp}, k, Ap, dq, Kp, 1, /*lower=*/true);
     product<Store::add>(c, K, c, {S1_, 1, Cp}, q, Ap, dk, Kp);
     if (pending) along += pending_steps(block, f, step, dq);
@@ -388,6 +316,7 @@ class Backward {
     for (int64_t t = 0; t < c; ++t) head_.give(at, t, dk + t * Kp, dq + t * Kp);
 
     product<Store::add>(head_.A, F, 2 * c, {k, 1, Ap}, dU, row, dW_.W1, row);
+    ahead_.some(c);
     product<Store::add>(width_.A, K, 3 * c, {h, 1, row}, dX, Kp, dW_.W2, Kp);
     if (std::exchange(last_, false)) pairs_.clear(dD_);  // only the last block's steps are given back
     if (block.restart) {
@@ -449,6 +378,7 @@ class Backward {
   const TTTCall& call_;
   const TTTGradients& d_;
   HeadBackward head_;
+  Ahead ahead_;
   Pairs pairs_;
   Width width_;
   const InnerBlock* blocks_ = nullptr;

@@ -1,0 +1,109 @@
+// The two layers of TTT-MLP's inner model: their sizes, rows through gelu, and sums and steps on pairs of weights.
+#if defined(LINEAL_KERNELS_CPU_TTT_MLP_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef LINEAL_KERNELS_CPU_TTT_MLP_INL_H_
+#undef LINEAL_KERNELS_CPU_TTT_MLP_INL_H_
+#else
+#define LINEAL_KERNELS_CPU_TTT_MLP_INL_H_
+#endif
+
+#include "kernels/cpu/gelu-inl.h"
+#include "kernels/cpu/ttt-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace lineal::kernels::HWY_NAMESPACE {
+namespace {
+
+/// Sizes of the second layer. Rows of width F are an odd number of cache lines apart, or the same few sets of the cache
+/// would hold a column.
+struct Width {
+  int64_t F, A;  // hidden units; and the bias
+  int64_t row;
+
+  explicit Width(const TTTCall& call) : F(4 * call.K), A(F + call.bias), row(row_of(call.K)) {}
+  static int64_t row_of(int64_t K) { return (padded(4 * K + 1) / kAlign | 1) * kAlign; }
+};
+
+/// y [c, n] = or += alpha x, element by element times z.
+template <Store store_as>
+HWY_INLINE void multiply(int64_t c, int64_t n, int64_t row, const float* x, const float* z, float* y) {
+  for (int64_t i = 0; i < c; ++i) {
+    for (int64_t j = i * row; j < i * row + n; j += kLanes) {
+      const Vec old = store_as == Store::add ? load(y + j) : hn::Zero(kWide);
+      store(hn::MulAdd(load(x + j), load(z + j), old), y + j);
+    }
+  }
+}
+
+/// The first layer's output u becomes gelu'(u); h is gelu(u), and 1 for the bias.
+inline void activate(int64_t c, const Width& width, bool bias, float* u, float* h) {
+  for (int64_t i = 0; i < c; ++i, u += width.row, h += width.row) {
+    for (int64_t j = 0; j < width.F; j += kLanes) {
+      const Gelu gelu(load(u + j));
+      store(gelu.value(), h + j);
+      store(gelu.slope(), u + j);
+    }
+    if (bias) h[width.F] = 1;
+  }
+}
+
+/// One [A, row] and one [width.A, Kp]: weights, sums of steps or gradients of either; a bias is the last row.
+struct Pair {
+  float *W1 = nullptr, *W2 = nullptr;
+};
+
+/// The sizes of both layers, and what is done to pairs of them.
+struct Pairs {
+  const TTTCall& call;
+  Width width;
+  int64_t K, Kp, size1, size2;
+
+  explicit Pairs(const TTTCall& the_call)
+      : call(the_call),
+        width(call),
+        K(call.K),
+        Kp(padded(K)),
+        size1((K + call.bias) * width.row),
+        size2(width.A * Kp) {}
+
+  Pair take(Scratch& scratch) const {
+    float* W1 = scratch.take(size1);
+    return {W1, scratch.take(size2)};
+  }
+  void clear(const Pair& x) const {
+    std::fill_n(x.W1, size1, 0.0f);
+    std::fill_n(x.W2, size2, 0.0f);
+  }
+  void copy_to(const Pair& from, const Pair& to) const {
+    copy(from.W1, size1, to.W1);
+    copy(from.W2, size2, to.W2);
+  }
+  /// y += alpha x
+  void add(float alpha, const Pair& x, const Pair& y) const {
+    add_scaled(alpha, x.W1, size1, y.W1);
+    add_scaled(alpha, x.W2, size2, y.W2);
+  }
+  float inner(const Pair& x, const Pair& y) const { return dot(x.W1, y.W1, size1) + dot(x.W2, y.W2, size2); }
+
+  void load(const Layers<const float>& from, int64_t index, const Pair& to) const {
+    load_layer(from[0], index, K, width.F, to.W1, width.row);
+    load_layer(from[1], index, width.F, K, to.W2, Kp);
+  }
+  void store(const Pair& from, int64_t index, const Layers<float>& to) const {
+    store_layer(from.W1, width.row, index, K, width.F, to[0]);
+    store_layer(from.W2, Kp, index, width.F, K, to[1]);
+  }
+
+  /// y = or += alpha (k^T G1, h^T G2) over c tokens.
+  template <Store store_as>
+  void step(int64_t c, const Head& head, const float* G1, const float* h, const float* G2, float alpha,
+            const Pair& y) const {
+    const int64_t row = width.row;
+    product<store_as>(head.A, width.F, c, {head.kq, 1, head.Ap}, G1, row, y.W1, row, alpha);
+    product<store_as>(width.A, K, c, {h, 1, row}, G2, Kp, y.W2, Kp, alpha);
+  }
+};
+
+}  // namespace
+}  // namespace lineal::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+#endif  // LINEAL_KERNELS_CPU_TTT_MLP_INL_H_
