@@ -112,7 +112,7 @@ struct Blocks {
   Vec channel(const Number* x_t, int64_t v) const { return load_lanes(x_t + v * kLanes, left(v)); }
 
   /// dt, x, B_t, C_t of a chunk. Asks memory for what is loaded next: this chunk of the next block, or after the last
-  /// of `blocks` the first one's next chunk. TokenRows of a block lie a page apart, and no hardware foresees them.
+  /// of `blocks` the first one's next chunk. Tokens of a block lie a page apart, and no hardware foresees them.
   void load(int64_t chunk, int64_t next_chunk, int64_t blocks) {
     const int64_t c = chunk_tokens(chunk);
     const bool same = slot + 1 < blocks;

@@ -9,7 +9,7 @@
 
 namespace lineal::kernels::cpu {
 
-/// TokenRows handled at once, and from one state saved for the backward pass to the next: with N = 16 those states take
+/// Tokens handled at once, and from one state saved for the backward pass to the next: with N = 16 those states take
 /// half the memory of u.
 constexpr int64_t kScanChunk = 32;
 /// Chunks of the backward pass between two sums over blocks: what they sum stays in cache.
