@@ -58,7 +58,8 @@ TEST_F(BenchCommand, TellsWhichKernelsRan) {
   };
   EXPECT_TRUE(ran("auto").starts_with("ttt_linear fused on ")) << ran("auto");
   EXPECT_EQ(ran("fused"), ran("auto"));
-  EXPECT_EQ(ran("reference"), "ttt_linear reference");
+  EXPECT_TRUE(ran("reference").starts_with("ttt_linear reference")) << ran("reference");
+  EXPECT_EQ(ran("reference").find("fused"), std::string::npos) << ran("reference");
   EXPECT_TRUE(refused(small({"ttt_linear(form=primal)", "--kernels", "fused", "--json"}), {"no fused kernel"}));
   EXPECT_TRUE(refused(small({"ttt_linear", "--kernels", "fusd"}), {"unknown choice 'fusd'", "did you mean 'fused'"}));
   const ProgramResult plain = small({"ttt_linear", "--lengths", "8"});
