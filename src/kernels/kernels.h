@@ -71,7 +71,7 @@ Result use(const Operation<Result, Inputs...>& operation, const Reference& refer
 /// What a TTT layer's inner loop reads; formulas and letters in mixers/ttt.h. Weights are W1, b1, ... in the order of
 /// the inner model, without b when it has none.
 struct TTTInput {
-  Tensor q, k, v;               // [B, T, H, K]
+  Tensor q, k, v;               // [B, T, H, K], of one type; may be narrower than the rest
   Tensor eta;                   // [B, T, H]
   Tensor scale;                 // [C], C the tokens of an inner batch
   Tensor gamma, beta;           // [H, K], or undefined: no norm
@@ -84,7 +84,7 @@ struct TTTInput {
 };
 
 struct TTTOutput {
-  Tensor o;                  // [B, T, H, K]
+  Tensor o;                  // [B, T, H, K], of the type of q
   std::vector<Tensor> W, D;  // after the last token
   Tensor inner_loss;         // with `measure`: [2], mean over tokens before and after their inner batch's steps
 };

@@ -153,7 +153,10 @@ Tensor inner_loss(const InnerModel& f, const InnerBatch& batch, const InnerNorm&
 
 }  // namespace
 
-kernels::TTTOutput ttt_reference(const InnerModel& f, const kernels::TTTInput& in, bool dual) {
+kernels::TTTOutput ttt_reference(const InnerModel& f, const kernels::TTTInput& given, bool dual) {
+  kernels::TTTInput in = given;
+  const auto type = in.eta.scalar_type();  // the state's
+  for (Tensor* x : {&in.q, &in.k, &in.v}) *x = x->to(type);
   const int64_t B = in.q.size(0), T = in.q.size(1), H = in.q.size(2), C = in.scale.size(0);
   const Tensor position = Segments{in.starts}.positions(in.position, T);  // [B, T]
   const Layout layout(position, C);
@@ -212,7 +215,7 @@ kernels::TTTOutput ttt_reference(const InnerModel& f, const kernels::TTTInput& i
   }
   const Tensor answer = norm(at::stack(z, 2).flatten(2, 3)).unflatten(2, {layout.n, layout.C});
   const Tensor o = layout.tokens(answer.unbind(2), T);
-  out.o = in.residual ? in.q + o : o;
+  out.o = (in.residual ? in.q + o : o).to(given.q.scalar_type());
   return out;
 }
 
@@ -314,8 +317,10 @@ TTT::Views TTT::views(const Tensor& x, const Tensor& position, State& state, con
     k = k_proj_(x);
   }
   const auto type = state_options().dtype().toScalarType();
-  const auto heads = [&](const Tensor& y) { return y.to(type).unflatten(2, {H_, K_}); };
-  Views views{heads(q), heads(k), heads(v_proj_(x)), {}};
+  const auto heads = [&](const Tensor& y) { return y.unflatten(2, {H_, K_}); };
+  Tensor v = v_proj_(x);
+  if (q.scalar_type() != v.scalar_type()) q = q.to(type), k = k.to(type), v = v.to(type);  // the kernels take one type
+  Views views{heads(q), heads(k), heads(v), {}};
   if (config_.rope_theta > 0) {
     const Tensor place = position.remainder(config_.mini_batch_size);
     views.q = rope(views.q, place, config_.rope_theta, RopePairs::interleaved);

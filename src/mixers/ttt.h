@@ -72,7 +72,8 @@ class InnerModel {
 /// The same by automatic differentiation, one gradient per token: the definition, for every inner model.
 Tensor ttt_primal(const InnerModel& f, const InnerBatch& batch, const InnerNorm& norm, const Weights& W, Weights& D);
 
-/// The inner loop over all tokens of a call, in the dual form or, token by token, the primal one.
+/// The inner loop over all tokens of a call, in the dual form or, token by token, the primal one. Computes in the type
+/// of eta and the state; o has that of q.
 kernels::TTTOutput ttt_reference(const InnerModel& f, const kernels::TTTInput& in, bool dual);
 
 /// Field names are those of the public TTT models where they have one.
