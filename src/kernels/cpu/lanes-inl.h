@@ -83,17 +83,21 @@ HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> add_quarters(D, hn::Vec<D> v) {
   }
 }
 
-/// sums [4] = the sum of the lanes of each of four vectors, `from` to `from + 4 kLanes`.
-HWY_INLINE void lane_sums(const float* from, float* sums) {
+/// The sum of the lanes of each of four vectors.
+HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> lane_sums(Vec a, Vec b, Vec c, Vec d) {
   const hn::Repartition<uint64_t, Wide> pair;
-  const auto halves = [](Vec a, Vec b) {
-    return hn::Add(hn::InterleaveLower(kWide, a, b), hn::InterleaveUpper(kWide, a, b));
+  const auto halves = [](Vec x, Vec y) {
+    return hn::Add(hn::InterleaveLower(kWide, x, y), hn::InterleaveUpper(kWide, x, y));
   };
+  const auto low = hn::BitCast(pair, halves(a, b)), high = hn::BitCast(pair, halves(c, d));
+  return add_quarters(kWide, hn::Add(hn::BitCast(kWide, hn::InterleaveLower(pair, low, high)),
+                                     hn::BitCast(kWide, hn::InterleaveUpper(pair, low, high))));
+}
+
+/// sums [4] = that of the vectors `from` to `from + 4 kLanes`.
+HWY_INLINE void lane_sums(const float* from, float* sums) {
   const auto at = [&](int64_t i) { return load_lanes(from + i * kLanes); };
-  const auto low = hn::BitCast(pair, halves(at(0), at(1))), high = hn::BitCast(pair, halves(at(2), at(3)));
-  const Vec quarters = hn::Add(hn::BitCast(kWide, hn::InterleaveLower(pair, low, high)),
-                               hn::BitCast(kWide, hn::InterleaveUpper(pair, low, high)));
-  hn::StoreU(add_quarters(kWide, quarters), hn::FixedTag<float, 4>(), sums);
+  hn::StoreU(lane_sums(at(0), at(1), at(2), at(3)), hn::FixedTag<float, 4>(), sums);
 }
 
 }  // namespace lineal::kernels::HWY_NAMESPACE

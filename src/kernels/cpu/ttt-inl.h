@@ -7,6 +7,7 @@
 #define LINEAL_KERNELS_CPU_TTT_INL_H_
 #endif
 
+#include "kernels/cpu/norm-inl.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/rows-inl.h"
 #include "kernels/cpu/scratch.h"
@@ -58,8 +59,8 @@ HWY_INLINE void store_row(const float* from, int64_t n, Tokens<void> x, int64_t 
   }
 }
 
-/// Asks memory for the rows of the next block, a few between the pieces of this one's products: all at once they would
-/// wait for one another.
+/// What memory does beside the products, a little between their pieces: it brings the rows of the next block and takes
+/// a copy of the state. All at once the loads would wait for one another, and the products for all of them.
 class Ahead {
  public:
   /// Of `rows` tokens at `at`, K numbers each of every stream: pointer and bytes of a number.
@@ -80,7 +81,13 @@ class Ahead {
       if (s.data) streams_[count_++] = s;
     }
   }
+  /// to [0, n) = from around the caches, multiples of a vector's lanes and aligned to it, while `from` stays as it is.
+  void copy(const float* from, int64_t n, float* to) { from_ = from, to_ = to, end_ = from + n; }
+  /// The rest of the copy.
+  void finish_copy() { copy_some(end_ - from_); }
+
   void some(int64_t rows) {
+    copy_some(kCopied);
     for (; rows > 0 && left_ > 0; --rows, --left_, ++i_) {
       for (size_t s = 0; s < count_; ++s) {
         const char* row = static_cast<const char*>(streams_[s].data) + at_.row(i_) * streams_[s].bytes;
@@ -90,10 +97,19 @@ class Ahead {
   }
 
  private:
+  static constexpr int64_t kCopied = 1024;  // floats between two pieces
+
+  HWY_INLINE void copy_some(int64_t n) {
+    const float* until = from_ + std::min(n, static_cast<int64_t>(end_ - from_));
+    for (; from_ < until; from_ += kLanes, to_ += kLanes) hn::Stream(load(from_), kWide, to_);
+  }
+
   Place at_;
   int64_t left_ = 0, K_ = 0, i_ = 0;
   size_t count_ = 0;
   Stream streams_[9];
+  const float *from_ = nullptr, *end_ = nullptr;
+  float* to_ = nullptr;
 };
 
 /// product in pieces, with `rows` of the next block between them.
@@ -119,26 +135,36 @@ inline void store_layer(const float* from, int64_t from_row, int64_t index, int6
   if (to.b) copy(from + m * from_row, n, to.b + index * n);
 }
 
-/// The tokens of a block and what is done to them row by row. A is K and the bias; columns are padded.
+/// y [0, n) += alpha times the sum of `count` rows of x, n a multiple of kLanes.
+inline void add_rows(float alpha, const float* x, int64_t count, int64_t n, float* y) {
+  for (int64_t j = 0; j < n; j += kLanes) {
+    Vec sum = hn::Zero(kWide);
+    for (int64_t i = 0; i < count; ++i) sum = hn::Add(sum, load(x + i * n + j));
+    store(hn::MulAdd(all(alpha), sum, load(y + j)), y + j);
+  }
+}
+
+/// The tokens of a block and what is done to their rows, which are padded.
 struct Head {
   const TTTCall& call;
-  int64_t K, A, Kp, Ap, Cp;
-  float* kq;              // [2C, Ap]: k of a block, with 1 for the bias, and q under it
-  float* target;          // [C, Kp]
-  float* k_columns;       // [Ap, Cp]: k transposed
-  float* P;               // [C, Cp]
-  float* row;             // [Kp]
-  float *gammas, *betas;  // [together, Kp]
+  int64_t K, Kp, Cp;
+  Rows<const float> k, q, v;  // where they lie, or in tiles
+  Rows<const float> base;     // what is subtracted from v
+  float* k_columns;           // [Kp, Cp]: k transposed
+  float* P;                   // [C, Cp]
+  const float* zeros;         // [Kp]
+  float *gammas, *betas;      // [together, Kp]
   Norm norm;
   int64_t b = 0, h = 0, index = 0;  // of the head at hand; index = b * H + h
 
   Head(Scratch& scratch, const TTTCall& the_call, int64_t together)
-      : call(the_call), K(call.K), A(call.K + call.bias), Kp(padded(K)), Ap(padded(A)), Cp(padded(call.C)) {
-    kq = scratch.take(2 * Cp * Ap);
-    target = scratch.take(Cp * Kp);
-    k_columns = scratch.take(Ap * Cp);
+      : call(the_call), K(call.K), Kp(padded(K)), Cp(padded(call.C)) {
+    kq_ = scratch.take(2 * Cp * Kp);
+    v_ = scratch.take(Cp * Kp);
+    o_ = scratch.take(Cp * Kp);
+    k_columns = scratch.take(Kp * Cp);
     P = scratch.take(Cp * Cp);
-    row = scratch.take(Kp);
+    zeros = scratch.take(Kp);
     gammas = scratch.take(together * Kp);
     betas = scratch.take(together * Kp);
     norm = {K, Kp, gammas, betas, scratch.take(Kp)};
@@ -157,75 +183,147 @@ struct Head {
     copy(call.beta + h * K, K, norm.beta);
   }
 
-  float* q(int64_t c, int64_t i) const { return kq + (c + i) * Ap; }
+  /// Whether c rows of a tensor can be used like a tile: whole vectors, in fours.
+  bool in_place(bool bfloat16, int64_t c) const { return !bfloat16 && K == Kp && c % 4 == 0; }
 
-  void load(const Place& at, int64_t c) const {
-    for (int64_t i = 0; i < c; ++i) {
-      float *k_i = kq + i * Ap, *q_i = q(c, i), *target_i = target + i * Kp;
-      load_row(call.k, at.row(i), K, Ap, k_i);
-      load_row(call.q, at.row(i), K, Ap, q_i);
-      load_row(call.v, at.row(i), K, Kp, target_i);
-      if (call.residual) add_scaled(-1, k_i, Kp, target_i);
-      if (call.bias) k_i[K] = q_i[K] = 1;
+  Rows<const float> input(Tokens<const void> x, const Place& at, int64_t c, float* tile) const {
+    if (in_place(x.bfloat16, c)) return {static_cast<const float*>(x.data) + at.first, at.step};
+    return gathered(x, at, c, tile);
+  }
+  Rows<const float> gathered(Tokens<const void> x, const Place& at, int64_t c, float* tile) const {
+    for (int64_t i = 0; i < c; ++i) load_row(x, at.row(i), K, Kp, tile + i * Kp);
+    return {tile, Kp};
+  }
+  /// Rows to fill, and what is done when they are.
+  Rows<float> output(Tokens<void> x, const Place& at, int64_t c, float* tile) const {
+    if (x.data && in_place(x.bfloat16, c)) return {static_cast<float*>(x.data) + at.first, at.step};
+    return {tile, Kp};
+  }
+  void finish(Rows<float> rows, Tokens<void> x, const Place& at, int64_t c) const {
+    if (!x.data || in_place(x.bfloat16, c)) return;
+    for (int64_t i = 0; i < c; ++i) store_row(rows[i], K, x, at.row(i));
+  }
+
+  /// `together`: k and under it q in one tile.
+  void read(const Place& at, int64_t c, bool together = false) {
+    k = together ? gathered(call.k, at, c, kq_) : input(call.k, at, c, kq_);
+    q = together ? gathered(call.q, at, c, kq_ + c * Kp) : input(call.q, at, c, kq_ + c * Kp);
+    v = input(call.v, at, c, v_);
+    base = call.residual ? k : none();
+    transpose(c, K, k.data, k.step, k_columns, Cp);
+  }
+
+  float one() const { return call.bias ? 1 : 0; }
+
+  /// P = tril(q k^T + 1) with a bias, else tril(q k^T), with rows times -s.
+  void scores(int64_t c, const float* s) const {
+    product<Store::set>(c, c, K, {q.data, q.step}, k_columns, Cp, P, Cp);
+    mask(c, s, one(), P);
+  }
+
+  /// tril of x + more, x [C, Cp], with rows times -s.
+  void mask(int64_t c, const float* s, float more, float* x) const {
+    for (int64_t i = 0; i < c; ++i, x += Cp) {
+      for (int64_t j = 0; j < Cp; j += kLanes) {
+        store(hn::Mul(lower(hn::Add(load(x + j), all(more)), i, j), all(-s[i])), x + j);
+      }
     }
-    transpose(c, A, kq, Ap, k_columns, Cp);
+  }
+  /// The lanes from column j on of row i of a lower triangle.
+  static HWY_INLINE Vec lower(Vec x, int64_t i, int64_t j) {
+    const auto used = hn::FirstN(kWide, static_cast<size_t>(std::max<int64_t>(0, i + 1 - j)));
+    return hn::IfThenElseZero(used, x);
   }
 
-  /// P = tril(q k^T), with rows times -s if given.
-  void scores(int64_t c, const float* s = nullptr) const {
-    product<Store::set>(c, c, A, {q(c, 0), Ap}, k_columns, Cp, P, Cp);
-    mask(c, s, P);
+  /// G = eta times the gradient of the inner loss of f(k) = X + bias; X becomes xhat, or X + bias without norm, which
+  /// is kept for the backward pass. Returns the inner loss.
+  double learn(const Place& at, int64_t c, Rows<float> X, const float* bias, float* G) const {
+    const Tokens<void> kept{call.k_normal, false};
+    const Rows<float> normal = output(kept, at, c, X.data);
+    const auto eta = [&](int64_t i) { return call.eta[at.token(i)]; };
+    const auto keep = [&](int64_t i, float r) {
+      if (call.k_rstd) call.k_rstd[at.token(i)] = r;
+    };
+    const double loss = gradients(c, X, bias, eta, keep, normal, {G, Kp});
+    finish(normal, kept, at, c);
+    return loss;
   }
 
-  /// tril of P [C, Cp], with rows times -s if given.
-  void mask(int64_t c, const float* s, float* P_) const {
-    for (int64_t i = 0; i < c; ++i) {
-      if (s) scale(-s[i], i + 1, P_ + i * Cp);
-      std::fill(P_ + i * Cp + i + 1, P_ + (i + 1) * Cp, 0.0f);
-    }
+  /// The inner loss of f(k) = X + bias; destroys X and g.
+  double loss(int64_t c, Rows<float> X, const float* bias, float* g) const {
+    return gradients(
+        c, X, bias, [](int64_t) { return 1.0f; }, [](int64_t, float) {}, X, {g, Kp});
   }
 
-  /// eta times the gradient of the inner loss for token i from xhat (X itself without norm); e too; returns the loss.
-  float loss_gradient(int64_t i, float eta, const float* X, float r, float* e, float* g) const {
-    const float* target_i = target + i * Kp;
-    if (call.norm) return norm.loss_gradient(X, eta * r, target_i, e, g);
-    for (int64_t j = 0; j < Kp; j += kLanes) {
-      const Vec error = hn::Sub(hn::Load(kWide, X + j), hn::Load(kWide, target_i + j));
-      hn::Store(error, kWide, e + j);
-      hn::Store(hn::Mul(all(eta), error), kWide, g + j);
-    }
-    return dot(e, e, Kp) / 2;
+  /// o from f(q) = Z + bias; destroys Z.
+  void answer(const Place& at, int64_t c, Rows<float> Z, const float* bias, Tokens<void> to) const {
+    const Tokens<void> kept{call.q_normal, false};
+    const Rows<float> normal = output(kept, at, c, Z.data), o = output(to, at, c, o_);
+    const Rows<const float> also = call.residual ? q : none();
+    each_rows(c, [&](int64_t first, auto count) {
+      constexpr int R = decltype(count)::value;
+      float r[R] = {};
+      if (call.norm) norm.centre<R>(Z.from(first), bias, r);
+      const PerRow<R> scale_r = Norm::spread<R>(r);
+      for (int i = 0; i < R && call.q_rstd; ++i) call.q_rstd[at.token(first + i)] = r[i];
+      for (int64_t j = 0; j < Kp; j += kLanes) {
+        const Vec gamma = load(norm.gamma + j), beta = load(call.norm ? norm.beta + j : bias + j);
+        for (int i = 0; i < R; ++i) {
+          Vec z = load(Z[first + i] + j);
+          if (call.norm) z = hn::Mul(hn::Mul(z, scale_r[i]), gamma);
+          if (call.q_normal) store(hn::Mul(load(Z[first + i] + j), scale_r[i]), normal[first + i] + j);
+          store(hn::Add(hn::Add(z, beta), load(also[first + i] + j)), o[first + i] + j);
+        }
+      }
+    });
+    finish(normal, kept, at, c);
+    finish(o, to, at, c);
   }
 
-  /// Row i of G from row i of X, which becomes xhat; kept for the backward pass. Returns the inner loss.
-  float learn(const Place& at, int64_t i, float* X, float* G) const {
-    const float r = call.norm ? norm.normalize(X) : 1;
-    if (call.k_normal) copy(X, K, call.k_normal + at.row(i));
-    if (call.k_rstd) call.k_rstd[at.token(i)] = r;
-    return loss_gradient(i, call.eta[at.token(i)], X, r, row, G);
+ protected:
+  Rows<const float> none() const { return {zeros, 0}; }
+
+ private:
+  /// learn and loss for learning rates eta(i), with keep(i, r) and xhat in `normal`. G holds e in between.
+  template <class Eta, class Keep>
+  HWY_INLINE double gradients(int64_t c, Rows<float> X, const float* bias, const Eta& eta, const Keep& keep,
+                              Rows<float> normal, Rows<float> G) const {
+    Vec squares = hn::Zero(kWide);
+    each_rows(c, [&](int64_t first, auto count) {
+      constexpr int R = decltype(count)::value;
+      float r[R], eta_r[R];
+      if (call.norm) norm.centre<R>(X.from(first), bias, r);
+      for (int i = 0; i < R; ++i) {
+        if (!call.norm) r[i] = 1;
+        keep(first + i, r[i]);
+        eta_r[i] = eta(first + i) * r[i];
+      }
+      const PerRow<R> step = Norm::spread<R>(eta_r);
+      if (call.norm) {
+        return norm.loss_gradient<true, R>(X.from(first), Norm::spread<R>(r), step, normal.from(first), v.from(first),
+                                           base.from(first), G.from(first), G.from(first), squares);
+      }
+      for (int64_t j = 0; j < Kp; j += kLanes) {
+        for (int i = 0; i < R; ++i) {
+          const Vec x = hn::Add(load(X[first + i] + j), load(bias + j));
+          store(x, normal[first + i] + j);
+          const Vec e = error(x, first + i, j);
+          squares = hn::MulAdd(e, e, squares);
+          store(hn::Mul(step[i], e), G[first + i] + j);
+        }
+      }
+    });
+    return total(squares) / 2;
   }
 
-  /// Row i of o from f(q_i), which it destroys.
-  void answer(const Place& at, int64_t i, float* z, const float* q_i, Tokens<void> o) const {
-    if (call.norm) {
-      const float r = norm.normalize(z);
-      if (call.q_normal) copy(z, K, call.q_normal + at.row(i));
-      if (call.q_rstd) call.q_rstd[at.token(i)] = r;
-      norm.affine(z);
-    }
-    if (call.residual) add_scaled(1, q_i, Kp, z);
-    store_row(z, K, o, at.row(i));
+ protected:
+  /// x - (v - base)
+  HWY_INLINE Vec error(Vec x, int64_t i, int64_t j) const {
+    return hn::Add(hn::Sub(x, load(v[i] + j)), load(base[i] + j));
   }
 
-  /// The sum of the inner losses of f(k) = X, which it destroys with its scratch space g.
-  double loss(int64_t c, float* X, float* g) const {
-    double sum = 0;
-    for (int64_t i = 0; i < c; ++i) {
-      const float r = call.norm ? norm.normalize(X + i * Kp) : 1;
-      sum += loss_gradient(i, 1, X + i * Kp, r, row, g);
-    }
-    return sum;
-  }
+ private:
+  float *kq_, *v_, *o_;  // [2C, Kp], [C, Kp], [C, Kp]
 };
 
 /// Walks `count` neighbouring heads of a row forward, block after block: their tokens share pages and rows of memory.
@@ -254,20 +352,20 @@ void forward_heads(Model& model, const TTTCall& call, const TTTResult& result, i
     model.select(i, index + i);
     model.end();
   }
+  hwy::FlushStream();
 }
 
 /// What the backward pass does row by row, and the gradients of shared inputs.
 struct HeadBackward : Head {
   const TTTGradients& d;
-  float *normal, *r;                  // [C, Kp], [C]: xhat and r of X
-  float *e, *g;                       // [C, Kp]
   float *dgammas, *dbetas, *dscales;  // [together, ...]
   float *dgamma = nullptr, *dbeta = nullptr, *dscale = nullptr;
+  Rows<float> dk, dq;  // to be added to
 
   HeadBackward(Scratch& scratch, const TTTCall& the_call, const TTTGradients& gradients, int64_t together)
       : Head(scratch, the_call, together), d(gradients) {
-    for (float** tile : {&normal, &e, &g}) *tile = scratch.take(Cp * Kp);
-    r = scratch.take(Cp);
+    for (float** tile : {&normal_, &zhat_, &e_, &do_, &dk_, &dq_, &dv_}) *tile = scratch.take(Cp * Kp);
+    r_ = scratch.take(Cp);
     dgammas = scratch.take(together * Kp);
     dbetas = scratch.take(together * Kp);
     dscales = scratch.take(together * Cp);
@@ -292,65 +390,111 @@ struct HeadBackward : Head {
     copy(dscale, call.C, d.scale + index * call.C);
   }
 
-  /// xhat, e, g and G of the block's tokens, from what forward saved.
-  void recall(const Place& at, int64_t c, float* G) const {
-    for (int64_t i = 0; i < c; ++i) {
-      copy_padded(call.k_normal + at.row(i), K, Kp, normal + i * Kp);
-      r[i] = call.norm ? call.k_rstd[at.token(i)] : 1;
-      loss_gradient(i, 1, normal + i * Kp, r[i], e + i * Kp, g + i * Kp);
-      const Vec eta = all(call.eta[at.token(i)]);
-      for (int64_t j = 0; j < Kp; j += kLanes) {
-        hn::Store(hn::Mul(eta, hn::Load(kWide, g + i * Kp + j)), kWide, G + i * Kp + j);
+  /// xhat, e and G of the block's tokens, from what forward saved.
+  void recall(const Place& at, int64_t c, float* G) {
+    normal = input({call.k_normal, false}, at, c, normal_);
+    const Rows<float> e{e_, Kp}, g{G, Kp};
+    Vec unused = hn::Zero(kWide);
+    each_rows(c, [&](int64_t first, auto count) {
+      constexpr int R = decltype(count)::value;
+      float eta_r[R];
+      for (int i = 0; i < R; ++i) {
+        r_[first + i] = call.norm ? call.k_rstd[at.token(first + i)] : 1;
+        eta_r[i] = call.eta[at.token(first + i)] * r_[first + i];
       }
+      const PerRow<R> step = Norm::spread<R>(eta_r);
+      const Rows<const float> x = normal.from(first);
+      if (call.norm) {
+        return norm.loss_gradient<false, R>(x, step, step, {}, v.from(first), base.from(first), e.from(first),
+                                            g.from(first), unused);
+      }
+      for (int64_t j = 0; j < Kp; j += kLanes) {
+        for (int i = 0; i < R; ++i) {
+          const Vec wrong = error(load(x[i] + j), first + i, j);
+          store(wrong, e[first + i] + j);
+          store(hn::Mul(step[i], wrong), g[first + i] + j);
+        }
+      }
+    });
+  }
+
+  /// dZ from do; dk and dq begin.
+  void answer_backward(const Place& at, int64_t c, float* dZ) {
+    const Rows<const float> o = input(d.o, at, c, do_);
+    const Rows<const float> zhat = call.norm ? input({call.q_normal, false}, at, c, zhat_) : o;
+    dk = output(d.k, at, c, dk_), dq = output(d.q, at, c, dq_);
+    const Rows<const float> also = call.residual ? o : none();
+    each_rows(c, [&](int64_t first, auto count) {
+      constexpr int R = decltype(count)::value;
+      float r[R];
+      for (int i = 0; i < R; ++i) r[i] = call.norm ? call.q_rstd[at.token(first + i)] : 1;
+      const Rows<float> to{dZ + first * Kp, Kp};
+      if (call.norm) {
+        norm.backward<R>(zhat.from(first), Norm::spread<R>(r), o.from(first), to, dgamma, dbeta);
+      }
+      for (int i = 0; i < R; ++i) {
+        if (!call.norm) copy(o[first + i], Kp, to[i]);
+        copy(also[first + i], Kp, dq[first + i]);
+        if (!call.residual) copy(zeros, Kp, dk[first + i]);
+      }
+    });
+  }
+
+  /// T = dZ G^T [C, Cp] becomes the gradient of P, tril with rows times -s; P = q k^T becomes tril(P + more) with rows
+  /// times -s; ds.
+  void scores_backward(const InnerBlock& block, float more, float* P_, float* T) const {
+    const float* s = call.scale + block.place;
+    for (int64_t i = 0; i < block.count; ++i, P_ += Cp, T += Cp) {
+      Vec sum = hn::Zero(kWide);
+      for (int64_t j = 0; j < Cp; j += kLanes) {
+        const Vec p = lower(hn::Add(load(P_ + j), all(more)), i, j), t = lower(load(T + j), i, j);
+        sum = hn::MulAdd(p, t, sum);
+        store(hn::Mul(all(-s[i]), p), P_ + j);
+        store(hn::Mul(all(-s[i]), t), T + j);
+      }
+      dscale[block.place + i] -= total(sum);
     }
   }
 
-  /// Row i of dZ.
-  void answer_backward(const Place& at, int64_t i, float* dZ) const {
-    load_row(d.o, at.row(i), K, Kp, dZ);
-    if (!call.norm) return;
-    copy_padded(call.q_normal + at.row(i), K, Kp, row);
-    norm.backward(row, call.q_rstd[at.token(i)], dZ, dZ, dgamma, dbeta);
+  /// dX from dG; dv, deta, and what the target gives to dk.
+  void learn_backward(const Place& at, int64_t c, const float* dG, float* dX) {
+    const Rows<float> e{e_, Kp}, dv = output(d.v, at, c, dv_);
+    const Rows<float> dbase = call.residual ? dk : e;
+    each_rows(c, [&](int64_t first, auto count) {
+      constexpr int R = decltype(count)::value;
+      float eta[R], deta[R];
+      for (int i = 0; i < R; ++i) eta[i] = call.eta[at.token(first + i)];
+      const Rows<const float> given{dG + first * Kp, Kp};
+      const Rows<float> x{dX + first * Kp, Kp};
+      if (call.norm) {
+        norm.loss_gradient_backward<R>(normal.from(first), r_ + first, eta, e.from(first), given, x, dv.from(first),
+                                       dbase.from(first), dgamma, dbeta, deta);
+      }
+      for (int i = 0; i < R; ++i) {
+        if (!call.norm) {
+          deta[i] = dot(given[i], e[first + i], Kp);
+          for (int64_t j = 0; j < Kp; j += kLanes) {
+            const Vec dx = hn::Mul(all(eta[i]), load(given[i] + j));
+            store(dx, x[i] + j);
+            store(hn::Neg(dx), dv[first + i] + j);
+            store(dx, dbase[first + i] + j);
+          }
+        }
+        d.eta[at.token(first + i)] = deta[i];
+      }
+    });
+    finish(dv, d.v, at, c);
   }
 
-  /// T = tril(dZ G^T) [C, Cp] becomes the gradient of P, rows times -s; P = tril(q k^T) gets rows times -s; ds.
-  void scores_backward(const InnerBlock& block, float* P_, float* T) const {
-    for (int64_t i = 0; i < block.count; ++i) {
-      dscale[block.place + i] -= dot(P_ + i * Cp, T + i * Cp, i + 1);
-    }
-    mask(block.count, call.scale + block.place, P_);
-    mask(block.count, call.scale + block.place, T);
+  void end_block(const Place& at, int64_t c) const {
+    finish(dk, d.k, at, c);
+    finish(dq, d.q, at, c);
   }
 
-  /// Row i of dX from row i of dG; e becomes de, and deta is given.
-  void learn_backward(const Place& at, int64_t i, const float* dG, float* dX) const {
-    const float eta = call.eta[at.token(i)];
-    float *e_i = e + i * Kp, *g_i = g + i * Kp, &deta = d.eta[at.token(i)];
-    if (call.norm) {
-      deta = norm.loss_gradient_backward(normal + i * Kp, r[i], e_i, g_i, eta, dG, dX, e_i, dgamma, dbeta);
-      return;
-    }
-    deta = dot(dG, g_i, Kp);
-    for (int64_t j = 0; j < Kp; j += kLanes) {
-      const Vec dx = hn::Mul(all(eta), hn::Load(kWide, dG + j));
-      hn::Store(dx, kWide, dX + j);
-      hn::Store(dx, kWide, e_i + j);
-    }
-  }
-
-  /// Row i of the gradients of k, q and v, the first two without what the residual adds.
-  void give(const Place& at, int64_t i, float* dk, float* dq) const {
-    float* de = e + i * Kp;
-    if (call.residual) {
-      add_scaled(1, de, Kp, dk);
-      load_row(d.o, at.row(i), K, Kp, row);
-      add_scaled(1, row, Kp, dq);
-    }
-    scale(-1, Kp, de);
-    store_row(dk, K, d.k, at.row(i));
-    store_row(dq, K, d.q, at.row(i));
-    store_row(de, K, d.v, at.row(i));
-  }
+ private:
+  Rows<const float> normal;                             // xhat of X
+  float *normal_, *zhat_, *e_, *do_, *dk_, *dq_, *dv_;  // [C, Kp]
+  float* r_;                                            // [C]
 };
 
 /// The same backward, in groups of blocks that begin at a saved state.

@@ -32,9 +32,10 @@ class Forward {
   static constexpr int64_t kTogether = 8;  // their W in the second level of the cache
 
   Forward(Scratch& scratch, const TTTCall& call, const TTTResult& result)
-      : call_(call), result_(result), head_(scratch, call, kTogether), Kp_(head_.Kp) {
-    for (Slot& slot : slots_) slot = {scratch.take(head_.Ap * Kp_), scratch.take(head_.Ap * Kp_)};
-    Z_ = scratch.take(2 * head_.Cp * Kp_);
+      : call_(call), result_(result), head_(scratch, call, kTogether), K_(call.K), Kp_(head_.Kp), A_(K_ + 1) {
+    for (Slot& slot : slots_) slot = {scratch.take(A_ * Kp_), scratch.take(A_ * Kp_)};
+    X_ = scratch.take(head_.Cp * Kp_);
+    Z_ = scratch.take(head_.Cp * Kp_);
     G_ = scratch.take(head_.Cp * Kp_);
   }
 
@@ -45,41 +46,44 @@ class Forward {
   }
   void begin(bool pending) {
     head_.begin();
-    load_layer(call_.W[0], head_.index, head_.K, head_.K, W_, Kp_);
+    load_layer(call_.W[0], head_.index, K_, K_, W_, Kp_);
     slot_->pending = pending;
-    if (pending) load_layer(call_.D[0], head_.index, head_.K, head_.K, D_, Kp_);
+    if (pending) load_layer(call_.D[0], head_.index, K_, K_, D_, Kp_);
   }
   void restart() {
-    load_layer(call_.initial[0], head_.h, head_.K, head_.K, W_, Kp_);
+    load_layer(call_.initial[0], head_.h, K_, K_, W_, Kp_);
     slot_->pending = false;
   }
-  void save(float* to) const { copy(W_, call_.state_size, to); }
+  void save(float* to) { ahead_.copy(W_, call_.state_size, to); }
   void end() {
-    if (!slot_->pending) std::fill_n(D_, head_.A * Kp_, 0.0f);
-    store_layer(W_, Kp_, head_.index, head_.K, head_.K, result_.W[0]);
-    store_layer(D_, Kp_, head_.index, head_.K, head_.K, result_.D[0]);
+    if (!slot_->pending) std::fill_n(D_, A_ * Kp_, 0.0f);
+    store_layer(W_, Kp_, head_.index, K_, K_, result_.W[0]);
+    store_layer(D_, Kp_, head_.index, K_, K_, result_.D[0]);
   }
 
   /// Returns the inner loss before the step.
   double block(const InnerBlock& block) {
     const Place at(call_, head_.index, block);
-    const int64_t c = block.count, K = head_.K, A = head_.A;
-    float* Zq = Z_ + c * Kp_;
-    head_.load(at, c);
-    ahead_.begin(at.after(c), c, K,
+    const int64_t c = block.count;
+    head_.read(at, c);
+    ahead_.begin(at.after(c), c, K_,
                  {Ahead::stream(call_.k), Ahead::stream(call_.q), Ahead::stream(call_.v), Ahead::stream(result_.o),
                   Ahead::stream(call_.k_normal), Ahead::stream(call_.q_normal)});
-    product_ahead<Store::set>(ahead_, 2, 2 * c, K, A, {head_.kq, head_.Ap}, W_, Kp_, Z_, Kp_);
-    double loss = 0;
-    for (int64_t i = 0; i < c; ++i) loss += head_.learn(at, i, Z_ + i * Kp_, G_ + i * Kp_);
+    apply(c, head_.k, W_, X_);
+    apply(c, head_.q, W_, Z_);
+    ahead_.finish_copy();
+    const double loss = head_.learn(at, c, {X_, Kp_}, W_ + K_ * Kp_, G_);
     const float* s = call_.scale + block.place;
     if (slot_->pending) {
-      product<Store::set>(c, K, A, {head_.q(c, 0), head_.Ap}, D_, Kp_, Z_, Kp_);  // f(k) is spent
-      for (int64_t i = 0; i < c; ++i) add_scaled(-s[i], Z_ + i * Kp_, Kp_, Zq + i * Kp_);
+      apply(c, head_.q, D_, X_);  // f(k) is spent
+      for (int64_t i = 0; i < c; ++i) {
+        add_scaled(-s[i], X_ + i * Kp_, Kp_, Z_ + i * Kp_);
+        add_scaled(-s[i], D_ + K_ * Kp_, Kp_, Z_ + i * Kp_);
+      }
     }
     head_.scores(c, s);
-    product<Store::add>(c, K, c, {head_.P, head_.Cp}, G_, Kp_, Zq, Kp_, 1, /*lower=*/true);
-    for (int64_t i = 0; i < c; ++i) head_.answer(at, i, Zq + i * Kp_, head_.q(c, i), result_.o);
+    product<Store::add>(c, K_, c, {head_.P, head_.Cp}, G_, Kp_, Z_, Kp_, 1, /*lower=*/true);
+    head_.answer(at, c, {Z_, Kp_}, W_ + K_ * Kp_, result_.o);
     step(block);
     return loss;
   }
@@ -87,26 +91,36 @@ class Forward {
   /// The inner loss of the block's tokens under the weights it leaves, pending steps included.
   double loss_after(const InnerBlock& block) {
     const int64_t c = block.count;
-    product<Store::set>(c, head_.K, head_.A, {head_.kq, head_.Ap}, W_, Kp_, Z_, Kp_);
+    apply(c, head_.k, W_, X_);
+    copy(W_ + K_ * Kp_, Kp_, Z_);
     if (slot_->pending) {
       const float scale = -call_.scale[block.place + c - 1];
-      product<Store::add>(c, head_.K, head_.A, {head_.kq, head_.Ap}, D_, Kp_, Z_, Kp_, scale);
+      product<Store::add>(c, K_, K_, elements(head_.k), D_, Kp_, X_, Kp_, scale);
+      add_scaled(scale, D_ + K_ * Kp_, Kp_, Z_);
     }
-    return head_.loss(c, Z_, G_);
+    return head_.loss(c, {X_, Kp_}, Z_, G_);
   }
 
  private:
+  static Elements elements(Rows<const float> x) { return {x.data, x.step}; }
+
+  /// y [c, Kp] = x W, without the bias.
+  void apply(int64_t c, Rows<const float> x, const float* W, float* y) {
+    product_ahead<Store::set>(ahead_, 2, c, K_, K_, elements(x), W, Kp_, y, Kp_);
+  }
+
   void step(const InnerBlock& block) {
-    const Elements k_transposed{head_.kq, 1, head_.Ap};
-    const int64_t c = block.count, A = head_.A, K = head_.K;
+    const Elements k_transposed{head_.k.data, 1, head_.k.step};
+    const int64_t c = block.count;
     const float last = call_.scale[call_.C - 1];
     if (block.complete && !slot_->pending) {
-      product_ahead<Store::add>(ahead_, 2, A, K, c, k_transposed, G_, Kp_, W_, Kp_, -last);
-    } else if (slot_->pending) {
-      product<Store::add>(A, K, c, k_transposed, G_, Kp_, D_, Kp_);
-      if (block.complete) add_scaled(-last, D_, A * Kp_, W_);
+      product_ahead<Store::add>(ahead_, 2, K_, K_, c, k_transposed, G_, Kp_, W_, Kp_, -last);
+      if (call_.bias) add_rows(-last, G_, c, Kp_, W_ + K_ * Kp_);
     } else {
-      product<Store::set>(A, K, c, k_transposed, G_, Kp_, D_, Kp_);
+      if (!slot_->pending) std::fill_n(D_, A_ * Kp_, 0.0f);
+      product<Store::add>(K_, K_, c, k_transposed, G_, Kp_, D_, Kp_);
+      if (call_.bias) add_rows(1, G_, c, Kp_, D_ + K_ * Kp_);
+      if (block.complete) add_scaled(-last, D_, A_ * Kp_, W_);
     }
     slot_->pending = !block.complete;
   }
@@ -115,15 +129,14 @@ class Forward {
   const TTTResult& result_;
   Head head_;
   Ahead ahead_;
-  int64_t Kp_;
+  int64_t K_, Kp_, A_;
   struct Slot {
-    float *W = nullptr, *D = nullptr;  // [A, Kp]
+    float *W = nullptr, *D = nullptr;  // [A, Kp], the bias last, zero without one
     bool pending = false;              // D is not zero
   };
   Slot slots_[kTogether], *slot_ = nullptr;
   float *W_ = nullptr, *D_ = nullptr;  // of the slot
-  float* Z_;                           // [2C, Kp]: f(k) over f(q)
-  float* G_;                           // [C, Kp]
+  float *X_, *Z_, *G_;                 // [C, Kp]; the first two are f(k) and f(q), without the bias
 };
 
 class Backward {
@@ -134,14 +147,14 @@ class Backward {
       : call_(call),
         d_(gradients),
         head_(scratch, call, gradients, kTogether),
+        K_(call.K),
         Kp_(head_.Kp),
-        Ap_(head_.Ap),
         Cp_(head_.Cp),
         square_(Kp_ * Kp_) {
     const int64_t tokens = Cp_ * Kp_;
     states_ = scratch.take(call.keep * square_);
-    D_ = scratch.take(Ap_ * Kp_);
-    work_ = scratch.take((Ap_ + 3) * Kp_);
+    D_ = scratch.take((K_ + 1) * Kp_);
+    work_ = scratch.take((Kp_ + 1) * Kp_);
     for (Slot& slot : slots_) {
       for (Gradient* gradient : {&slot.dW, &slot.dD, &slot.dinitial}) {
         *gradient = {scratch.take(square_), scratch.take(Kp_)};
@@ -150,7 +163,6 @@ class Backward {
     G_ = scratch.take(tokens);
     dG_ = scratch.take(tokens);
     dXZ_ = scratch.take(2 * tokens);
-    dkq_ = scratch.take(2 * tokens);
     columns_ = scratch.take(tokens);
     S_ = scratch.take(Cp_ * Cp_);
   }
@@ -174,26 +186,26 @@ class Backward {
     store(dinitial_, head_.index, d_.initial[0]);
   }
 
-  void recall_state(const float* saved) { transpose(head_.K, head_.K, saved, Kp_, states_, Kp_); }
+  void recall_state(const float* saved) { transpose(K_, K_, saved, Kp_, states_, Kp_); }
 
   /// W^T at the start of block n + 1 from that of block n, the i-th of its group.
   void advance(int64_t n, int64_t i) {
     const InnerBlock& block = blocks_[n];
     float *WT = states_ + i * square_, *next = WT + square_;
     if (blocks_[n + 1].restart) {
-      load_layer({call_.initial[0].W, nullptr}, head_.h, head_.K, head_.K, work_, Kp_);
-      transpose(head_.K, head_.K, work_, Kp_, next, Kp_);
+      load_layer({call_.initial[0].W, nullptr}, head_.h, K_, K_, work_, Kp_);
+      transpose(K_, K_, work_, Kp_, next, Kp_);
       return;
     }
     const Place at(call_, head_.index, block);
     const float last = call_.scale[call_.C - 1];
-    head_.load(at, block.count);
+    head_.read(at, block.count);
     head_.recall(at, block.count, G_);
     copy(WT, square_, next);
-    product<Store::add>(head_.K, head_.K, block.count, {G_, 1, Kp_}, head_.kq, Ap_, next, Kp_, -last);
+    product<Store::add>(K_, K_, block.count, {G_, 1, Kp_}, head_.k.data, head_.k.step, next, Kp_, -last);
     if (n == 0 && block.place > 0) {
-      load_layer(call_.D[0], head_.index, head_.K, head_.K, D_, Kp_);
-      transpose(head_.K, head_.K, D_, Kp_, work_, Kp_);
+      load_layer(call_.D[0], head_.index, K_, K_, D_, Kp_);
+      transpose(K_, K_, D_, Kp_, work_, Kp_);
       add_scaled(-last, work_, square_, next);
     }
   }
@@ -203,46 +215,43 @@ class Backward {
     const InnerBlock& block = blocks_[n];
     const float* WT = states_ + i * square_;
     const Place at(call_, head_.index, block);
-    const int64_t c = block.count, K = head_.K;
+    const int64_t c = block.count;
     const float f = block.complete ? -call_.scale[call_.C - 1] : 1;  // dD' is f times dW' or what came from outside
     const Gradient& step = block.complete ? dW_ : dD_;
-    float *dX = dXZ_, *dZ = dXZ_ + c * Kp_, *dk = dkq_, *dq = dkq_ + c * Kp_;
+    float *dX = dXZ_, *dZ = dXZ_ + c * Kp_;
     if (n > 0) {
       const InnerBlock& next = blocks_[n - 1];
-      ahead_.begin(Place(call_, head_.index, next), next.count, K,
+      ahead_.begin(Place(call_, head_.index, next), next.count, K_,
                    {Ahead::stream(call_.k), Ahead::stream(call_.q), Ahead::stream(call_.v),
                     Ahead::stream(call_.k_normal), Ahead::stream(call_.q_normal), Ahead::stream(d_.o),
                     Ahead::stream(d_.k), Ahead::stream(d_.q), Ahead::stream(d_.v)});
     }
-    head_.load(at, c);
+    head_.read(at, c, /*together=*/true);
     head_.recall(at, c, G_);
-    for (int64_t t = 0; t < c; ++t) head_.answer_backward(at, t, dZ + t * Kp_);
-    transpose(c, K, G_, Kp_, columns_, Cp_);
-    product<Store::set>(c, c, K, {dZ, Kp_}, columns_, Cp_, S_, Cp_);
-    product<Store::set>(c, c, head_.A, {head_.q(c, 0), Ap_}, head_.k_columns, Cp_, head_.P, Cp_);
-    head_.scores_backward(block, head_.P, S_);
-    product_ahead<Store::set>(ahead_, 1, K, c, K, {step.WT, Kp_}, head_.k_columns, Cp_, columns_, Cp_);  // (k dD')^T
-    transpose(K, c, columns_, Cp_, dG_, Kp_);
-    float along = 0;  // <dW', D'>
-    for (int64_t t = 0; t < c; ++t) {
-      float* row = dG_ + t * Kp_;
-      if (call_.bias) add_scaled(1, step.b, Kp_, row);
-      if (block.complete) along += dot(row, G_ + t * Kp_, Kp_);
-      scale(f, Kp_, row);
-    }
-    product<Store::add>(c, K, c, {head_.P, 1, Cp_}, dZ, Kp_, dG_, Kp_);
-    for (int64_t t = 0; t < c; ++t) head_.learn_backward(at, t, dG_ + t * Kp_, dX + t * Kp_);
+    head_.answer_backward(at, c, dZ);
+    const float *k = head_.k.data, *q = head_.q.data;
+    transpose(c, K_, G_, Kp_, columns_, Cp_);
+    product<Store::set>(c, c, K_, {dZ, Kp_}, columns_, Cp_, S_, Cp_);
+    product<Store::set>(c, c, K_, {q, Kp_}, head_.k_columns, Cp_, head_.P, Cp_);
+    head_.scores_backward(block, head_.one(), head_.P, S_);
+    product_ahead<Store::set>(ahead_, 1, K_, c, K_, {step.WT, Kp_}, head_.k_columns, Cp_, columns_, Cp_);
+    transpose(K_, c, columns_, Cp_, dG_, Kp_);  // k dD'
+    float along = add_bias(c, f, step.b);       // <dW', D'>
+    product<Store::add>(c, K_, c, {head_.P, 1, Cp_}, dZ, Kp_, dG_, Kp_);
+    head_.learn_backward(at, c, dG_, dX);
 
-    product_ahead<Store::set>(ahead_, 1, 2 * c, K, K, {dXZ_, Kp_}, WT, Kp_, dkq_, Kp_);
-    product<Store::add>(c, K, c, {S_, Cp_}, head_.kq, Ap_, dq, Kp_, 1, /*lower=*/true);
-    product<Store::add>(c, K, c, {S_, 1, Cp_}, head_.q(c, 0), Ap_, dk, Kp_);
-    product_ahead<Store::add>(ahead_, 1, c, K, K, {G_, Kp_}, step.WT, Kp_, dk, Kp_, f);
-    if (n == 0 && block.place > 0) along += pending_steps(block, f, step, dZ, dq);
+    const Rows<float>&dk = head_.dk, dq = head_.dq;
+    product_ahead<Store::add>(ahead_, 1, c, K_, K_, {dX, Kp_}, WT, Kp_, dk.data, dk.step);
+    product_ahead<Store::add>(ahead_, 1, c, K_, K_, {dZ, Kp_}, WT, Kp_, dq.data, dq.step);
+    product<Store::add>(c, K_, c, {S_, Cp_}, k, Kp_, dq.data, dq.step, 1, /*lower=*/true);
+    product<Store::add>(c, K_, c, {S_, 1, Cp_}, q, Kp_, dk.data, dk.step);
+    product_ahead<Store::add>(ahead_, 1, c, K_, K_, {G_, Kp_}, step.WT, Kp_, dk.data, dk.step, f);
+    if (n == 0 && block.place > 0) along += pending_steps(block, f, step, dZ);
     if (block.complete) head_.dscale[call_.C - 1] -= along;
-    for (int64_t t = 0; t < c; ++t) head_.give(at, t, dk + t * Kp_, dq + t * Kp_);
+    head_.end_block(at, c);
 
-    product_ahead<Store::add>(ahead_, 1, K, K, 2 * c, {dXZ_, 1, Kp_}, head_.kq, Ap_, dW_.WT, Kp_);
-    for (int64_t t = 0; t < 2 * c; ++t) add_scaled(1, dXZ_ + t * Kp_, Kp_, dW_.b);
+    product_ahead<Store::add>(ahead_, 1, K_, K_, 2 * c, {dXZ_, 1, Kp_}, k, Kp_, dW_.WT, Kp_);
+    if (call_.bias) add_rows(1, dXZ_, 2 * c, Kp_, dW_.b);
     if (std::exchange(slot_->last, false)) clear(dD_);  // only the last block's steps are given back
     if (block.restart) {
       add_scaled(1, dW_.WT, square_, dinitial_.WT);
@@ -262,41 +271,57 @@ class Backward {
     std::fill_n(gradient.b, Kp_, 0.0f);
   }
   void load(const Layer<const float>& from, const Gradient& to) {
-    load_layer(from, head_.index, head_.K, head_.K, work_, Kp_);
-    transpose(head_.K, head_.K, work_, Kp_, to.WT, Kp_);
-    if (call_.bias) copy(work_ + head_.K * Kp_, Kp_, to.b);
+    load_layer(from, head_.index, K_, K_, work_, Kp_);
+    transpose(K_, K_, work_, Kp_, to.WT, Kp_);
+    if (call_.bias) copy(work_ + K_ * Kp_, Kp_, to.b);
   }
-  /// work_ = alpha times the gradient, as [A, Kp].
+  /// work_ = alpha times the gradient, as [K + 1, Kp].
   void to_work(const Gradient& from, float alpha) {
-    transpose(head_.K, head_.K, from.WT, Kp_, work_, Kp_);
-    if (call_.bias) copy(from.b, Kp_, work_ + head_.K * Kp_);
-    scale(alpha, head_.A * Kp_, work_);
+    transpose(K_, K_, from.WT, Kp_, work_, Kp_);
+    copy(from.b, Kp_, work_ + K_ * Kp_);
+    scale(alpha, (K_ + 1) * Kp_, work_);
   }
   void store(const Gradient& from, int64_t index, const Layer<float>& to) {
     to_work(from, 1);
-    store_layer(work_, Kp_, index, head_.K, head_.K, to);
+    store_layer(work_, Kp_, index, K_, K_, to);
+  }
+
+  /// dG = f (dG + b); returns the sum of (dG + b) . G.
+  float add_bias(int64_t c, float f, const float* b) const {
+    Vec sum = hn::Zero(kWide);
+    for (int64_t i = 0; i < c * Kp_; i += Kp_) {
+      for (int64_t j = 0; j < Kp_; j += kLanes) {
+        const Vec d = hn::Add(kernels::HWY_NAMESPACE::load(dG_ + i + j), kernels::HWY_NAMESPACE::load(b + j));
+        sum = hn::MulAdd(d, kernels::HWY_NAMESPACE::load(G_ + i + j), sum);
+        kernels::HWY_NAMESPACE::store(hn::Mul(all(f), d), dG_ + i + j);
+      }
+    }
+    return total(sum);
   }
 
   /// What the steps D that the block found taken have a part in: dD, dq and ds. Returns <dW', D> at the end of an inner
   /// batch.
-  float pending_steps(const InnerBlock& block, float f, const Gradient& step, const float* dZ, float* dq) {
-    const int64_t c = block.count, K = head_.K, A = head_.A;
-    load_layer(call_.D[0], head_.index, K, K, D_, Kp_);
+  float pending_steps(const InnerBlock& block, float f, const Gradient& step, const float* dZ) {
+    const int64_t c = block.count;
+    load_layer(call_.D[0], head_.index, K_, K_, D_, Kp_);
     to_work(step, 1);
-    const float along = block.complete ? dot(work_, D_, A * Kp_) : 0;
-    scale(f, A * Kp_, work_);
+    const float along = block.complete ? dot(work_, D_, (K_ + 1) * Kp_) : 0;
+    scale(f, (K_ + 1) * Kp_, work_);
     float* qD = G_;  // both are spent
     float* dR = dG_;
-    product<Store::set>(c, K, A, {head_.q(c, 0), Ap_}, D_, Kp_, qD, Kp_);
+    const float* q = head_.q.data;
+    product<Store::set>(c, K_, K_, {q, Kp_}, D_, Kp_, qD, Kp_);
     for (int64_t i = 0; i < c; ++i) {
+      add_scaled(1, D_ + K_ * Kp_, Kp_, qD + i * Kp_);
       head_.dscale[block.place + i] -= dot(dZ + i * Kp_, qD + i * Kp_, Kp_);
       copy(dZ + i * Kp_, Kp_, dR + i * Kp_);
       scale(-call_.scale[block.place + i], Kp_, dR + i * Kp_);
     }
-    product<Store::add>(A, K, c, {head_.q(c, 0), 1, Ap_}, dR, Kp_, work_, Kp_);
-    store_layer(work_, Kp_, head_.index, K, K, d_.D[0]);
-    transpose(K, K, D_, Kp_, work_, Kp_);
-    product<Store::add>(c, K, K, {dR, Kp_}, work_, Kp_, dq, Kp_);
+    product<Store::add>(K_, K_, c, {q, 1, Kp_}, dR, Kp_, work_, Kp_);
+    add_rows(1, dR, c, Kp_, work_ + K_ * Kp_);
+    store_layer(work_, Kp_, head_.index, K_, K_, d_.D[0]);
+    transpose(K_, K_, D_, Kp_, work_, Kp_);
+    product<Store::add>(c, K_, K_, {dR, Kp_}, work_, Kp_, head_.dq.data, head_.dq.step);
     return along;
   }
 
@@ -305,7 +330,7 @@ class Backward {
   HeadBackward head_;
   Ahead ahead_;
   const InnerBlock* blocks_ = nullptr;
-  int64_t Kp_, Ap_, Cp_, square_;
+  int64_t K_, Kp_, Cp_, square_;
   struct Slot {
     Gradient dW, dD, dinitial;
     bool last = true;  // the block at hand is
@@ -313,10 +338,10 @@ class Backward {
   Slot slots_[kTogether], *slot_ = nullptr;
   Gradient dW_, dD_, dinitial_;  // of the slot
   float* states_;                // [keep][Kp, Kp]: W^T at the start of each block of a group
-  float* D_;                     // [A, Kp]
-  float* work_;                  // [A, Kp]
+  float* D_;                     // [K + 1, Kp], the bias last
+  float* work_;                  // [Kp + 1, Kp]
   float *G_, *dG_;               // [C, Kp]
-  float *dXZ_, *dkq_;            // [2C, Kp]: dX over dZ, dk over dq
+  float* dXZ_;                   // [2C, Kp]: dX over dZ
   float* columns_;               // [Kp, Cp]
   float* S_;                     // [C, Cp]
 };

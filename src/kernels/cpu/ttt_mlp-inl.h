@@ -34,11 +34,11 @@ HWY_INLINE void multiply(int64_t c, int64_t n, int64_t row, const float* x, cons
   }
 }
 
-/// The first layer's output u becomes gelu'(u); h is gelu(u), and 1 for the bias.
-inline void activate(int64_t c, const Width& width, bool bias, float* u, float* h) {
+/// The first layer's output u without its bias b becomes gelu'(u + b); h is gelu(u + b), and 1 for the next bias.
+inline void activate(int64_t c, const Width& width, const float* b, bool bias, float* u, float* h) {
   for (int64_t i = 0; i < c; ++i, u += width.row, h += width.row) {
     for (int64_t j = 0; j < width.F; j += kLanes) {
-      const Gelu gelu(load(u + j));
+      const Gelu gelu(hn::Add(load(u + j), load(b + j)));
       store(gelu.value(), h + j);
       store(gelu.slope(), u + j);
     }
@@ -46,7 +46,8 @@ inline void activate(int64_t c, const Width& width, bool bias, float* u, float* 
   }
 }
 
-/// One [A, row] and one [width.A, Kp]: weights, sums of steps or gradients of either; a bias is the last row.
+/// One [K + 1, row] and one [width.A, Kp]: weights, sums of steps or gradients of either; a bias is the last row, of W1
+/// zero without one.
 struct Pair {
   float *W1 = nullptr, *W2 = nullptr;
 };
@@ -58,12 +59,7 @@ struct Pairs {
   int64_t K, Kp, size1, size2;
 
   explicit Pairs(const TTTCall& the_call)
-      : call(the_call),
-        width(call),
-        K(call.K),
-        Kp(padded(K)),
-        size1((K + call.bias) * width.row),
-        size2(width.A * Kp) {}
+      : call(the_call), width(call), K(call.K), Kp(padded(K)), size1((K + 1) * width.row), size2(width.A * Kp) {}
 
   Pair take(Scratch& scratch) const {
     float* W1 = scratch.take(size1);
@@ -98,9 +94,12 @@ struct Pairs {
   void step(int64_t c, const Head& head, const float* G1, const float* h, const float* G2, float alpha,
             const Pair& y) const {
     const int64_t row = width.row;
-    product<store_as>(head.A, width.F, c, {head.kq, 1, head.Ap}, G1, row, y.W1, row, alpha);
+    product<store_as>(K, width.F, c, {head.k.data, 1, head.k.step}, G1, row, y.W1, row, alpha);
+    if (store_as == Store::set) std::fill_n(y.W1 + K * row, row, 0.0f);
+    if (call.bias) add_rows(alpha, G1, c, row, y.W1 + K * row);
     product<store_as>(width.A, K, c, {h, 1, row}, G2, Kp, y.W2, Kp, alpha);
   }
+  const float* b1(const Pair& x) const { return x.W1 + K * width.row; }
 };
 
 }  // namespace

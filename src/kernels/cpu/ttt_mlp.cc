@@ -42,10 +42,12 @@ class Forward {
     W_ = pairs_.take(scratch);
     D_ = pairs_.take(scratch);
     W2T_ = scratch.take(Kp * row);
-    U_ = scratch.take(2 * Cp * row);
+    U_ = scratch.take(Cp * row);
+    Y_ = scratch.take(Cp * row);
     h_ = scratch.take(2 * Cp * row);
     G1_ = scratch.take(Cp * row);
-    Z_ = scratch.take(2 * Cp * Kp);
+    X_ = scratch.take(Cp * Kp);
+    Z_ = scratch.take(Cp * Kp);
     G2_ = scratch.take(Cp * Kp);
     columns_ = scratch.take(row * Cp);
   }
@@ -61,7 +63,7 @@ class Forward {
     pairs_.load(call_.initial, head_.h, W_);
     pending_ = false;
   }
-  void save(float* to) const {
+  void save(float* to) {
     copy(W_.W1, pairs_.size1, to);
     copy(W_.W2, width_.F * head_.Kp, to + pairs_.size1);
   }
@@ -75,43 +77,47 @@ class Forward {
   double block(const InnerBlock& block) {
     const Place at(call_, head_.index, block);
     const int64_t c = block.count, K = head_.K, Kp = head_.Kp, Cp = head_.Cp, F = width_.F, row = width_.row;
-    const float* s = call_.scale + block.place;
-    float *Y = U_ + c * row, *a = h_ + c * row, *Zq = Z_ + c * Kp;
-    head_.load(at, c);
+    const float *s = call_.scale + block.place, *none = head_.zeros;
+    float* a = h_ + c * row;
+    head_.read(at, c);
+    const Elements k{head_.k.data, head_.k.step}, q{head_.q.data, head_.q.step};
     ahead_.begin(at.after(c), c, K,
                  {Ahead::stream(call_.k), Ahead::stream(call_.q), Ahead::stream(call_.v), Ahead::stream(result_.o),
                   Ahead::stream(call_.k_normal), Ahead::stream(call_.q_normal)});
-    product<Store::set>(2 * c, F, head_.A, {head_.kq, head_.Ap}, W_.W1, row, U_, row);
+    product<Store::set>(c, F, K, k, W_.W1, row, U_, row);
+    product<Store::set>(c, F, K, q, W_.W1, row, Y_, row);
     ahead_.some(4);
-    activate(c, width_, call_.bias, U_, h_);
-    product<Store::set>(c, K, width_.A, {h_, row}, W_.W2, Kp, Z_, Kp);
+    activate(c, width_, pairs_.b1(W_), call_.bias, U_, h_);
+    product<Store::set>(c, K, width_.A, {h_, row}, W_.W2, Kp, X_, Kp);
     ahead_.some(4);
-    double loss = 0;
-    for (int64_t i = 0; i < c; ++i) loss += head_.learn(at, i, Z_ + i * Kp, G2_ + i * Kp);
+    const double loss = head_.learn(at, c, {X_, Kp}, none, G2_);
     transpose(F, K, W_.W2, Kp, W2T_, row);
     product<Store::set>(c, F, K, {G2_, Kp}, W2T_, row, G1_, row);
     ahead_.some(4);
     multiply<Store::set>(c, F, row, G1_, U_, G1_);
 
     if (pending_) {
-      product<Store::set>(c, F, head_.A, {head_.q(c, 0), head_.Ap}, D_.W1, row, U_, row);  // g'(U) is spent
-      for (int64_t i = 0; i < c; ++i) add_scaled(-s[i], U_ + i * row, row, Y + i * row);
+      product<Store::set>(c, F, K, q, D_.W1, row, U_, row);  // g'(U) is spent
+      for (int64_t i = 0; i < c; ++i) {
+        add_scaled(-s[i], U_ + i * row, row, Y_ + i * row);
+        add_scaled(-s[i], pairs_.b1(D_), row, Y_ + i * row);
+      }
     }
     head_.scores(c, s);
-    product<Store::add>(c, F, c, {head_.P, Cp}, G1_, row, Y, row, 1, /*lower=*/true);
-    activate(c, width_, call_.bias, Y, a);
+    product<Store::add>(c, F, c, {head_.P, Cp}, G1_, row, Y_, row, 1, /*lower=*/true);
+    activate(c, width_, pairs_.b1(W_), call_.bias, Y_, a);
 
-    product<Store::set>(c, K, width_.A, {a, row}, W_.W2, Kp, Zq, Kp);
+    product<Store::set>(c, K, width_.A, {a, row}, W_.W2, Kp, Z_, Kp);
     ahead_.some(c);
     if (pending_) {
-      product<Store::set>(c, K, width_.A, {a, row}, D_.W2, Kp, Z_, Kp);  // f(k) is spent
-      for (int64_t i = 0; i < c; ++i) add_scaled(-s[i], Z_ + i * Kp, Kp, Zq + i * Kp);
+      product<Store::set>(c, K, width_.A, {a, row}, D_.W2, Kp, X_, Kp);  // f(k) is spent
+      for (int64_t i = 0; i < c; ++i) add_scaled(-s[i], X_ + i * Kp, Kp, Z_ + i * Kp);
     }
     transpose(c, width_.A, h_, row, columns_, Cp);
     product<Store::set>(c, c, width_.A, {a, row}, columns_, Cp, head_.P, Cp);
-    head_.mask(c, s, head_.P);
-    product<Store::add>(c, K, c, {head_.P, Cp}, G2_, Kp, Zq, Kp, 1, /*lower=*/true);
-    for (int64_t i = 0; i < c; ++i) head_.answer(at, i, Zq + i * Kp, head_.q(c, i), result_.o);
+    head_.mask(c, s, 0, head_.P);
+    product<Store::add>(c, K, c, {head_.P, Cp}, G2_, Kp, Z_, Kp, 1, /*lower=*/true);
+    head_.answer(at, c, {Z_, Kp}, none, result_.o);
     step(block);
     return loss;
   }
@@ -124,10 +130,13 @@ class Forward {
       product<Store::set>(c, n, k, x, W, y_row, y, y_row);
       if (pending_) product<Store::add>(c, n, k, x, D, y_row, y, y_row, scale);
     };
-    layer(width_.F, head_.A, {head_.kq, head_.Ap}, W_.W1, D_.W1, U_, row);
-    activate(c, width_, call_.bias, U_, h_);
-    layer(head_.K, width_.A, {h_, row}, W_.W2, D_.W2, Z_, head_.Kp);
-    return head_.loss(c, Z_, G2_);
+    layer(width_.F, head_.K, {head_.k.data, head_.k.step}, W_.W1, D_.W1, U_, row);
+    float* b = Y_;
+    copy(pairs_.b1(W_), row, b);
+    if (pending_) add_scaled(scale, pairs_.b1(D_), row, b);
+    activate(c, width_, b, call_.bias, U_, h_);
+    layer(head_.K, width_.A, {h_, row}, W_.W2, D_.W2, X_, head_.Kp);
+    return head_.loss(c, {X_, head_.Kp}, head_.zeros, G2_);
   }
 
  private:
@@ -153,9 +162,10 @@ class Forward {
   bool pending_ = false;  // D is not zero
   Pair W_, D_;
   float* W2T_;      // [K, row]
-  float *U_, *h_;   // [2C, row]: U over Y, h over a
+  float *U_, *Y_;   // [C, row], without the bias
+  float* h_;        // [2C, row]: h over a
   float* G1_;       // [C, row]
-  float* Z_;        // [2C, Kp]: X over Z
+  float *X_, *Z_;   // [C, Kp]
   float* G2_;       // [C, Kp]
   float* columns_;  // [row, Cp]: h transposed
 };
@@ -180,7 +190,6 @@ class Backward {
     XZG_ = scratch.take(3 * Cp * Kp);
     dG2_ = scratch.take(Cp * Kp);
     R2_ = scratch.take(Cp * Kp);
-    dkq_ = scratch.take(2 * Cp * Kp);
     columns_ = scratch.take(row * Cp);
     for (float** scores : {&P1_, &S1_, &P2_, &S2_}) *scores = scratch.take(Cp * Cp);
   }
@@ -214,10 +223,10 @@ class Backward {
     const int64_t c = block.count, row = width_.row;
     const float last = call_.scale[call_.C - 1];
     float *G1 = AG_, *G2 = XZG_;
-    head_.load(at, c);
+    head_.read(at, c);
     head_.recall(at, c, G2);
-    product<Store::set>(c, width_.F, head_.A, {head_.kq, head_.Ap}, W.W1, row, UY_, row);
-    activate(c, width_, call_.bias, UY_, haM_);
+    product<Store::set>(c, width_.F, head_.K, {head_.k.data, head_.k.step}, W.W1, row, UY_, row);
+    activate(c, width_, pairs_.b1(W), call_.bias, UY_, haM_);
     transpose(width_.F, head_.K, W.W2, head_.Kp, wide_, row);
     product<Store::set>(c, width_.F, head_.K, {G2, head_.Kp}, wide_, row, G1, row);
     multiply<Store::set>(c, width_.F, row, G1, UY_, G1);
@@ -235,12 +244,11 @@ class Backward {
     const bool pending = n == 0 && block.place > 0;
     const float f = block.complete ? -call_.scale[call_.C - 1] : 1;  // dD' is f times dW' or what came from outside
     const Pair& step = block.complete ? dW_ : dD_;
-    const int64_t c = block.count, K = head_.K, Kp = head_.Kp, Cp = head_.Cp, Ap = head_.Ap;
+    const int64_t c = block.count, K = head_.K, Kp = head_.Kp, Cp = head_.Cp;
     const int64_t F = width_.F, row = width_.row;
     float *dX = XZG_, *dZ = dX + c * Kp, *G2 = dZ + c * Kp, *dA = AG_, *G1 = dA + c * row;
     float *h = haM_, *a = h + c * row, *dM = a + c * row, *U = UY_, *Y = U + c * row;
-    float *dU = dUY_, *dY = dU + c * row, *dk = dkq_, *dq = dk + c * Kp;
-    const float *k = head_.kq, *q = head_.q(c, 0);
+    float *dU = dUY_, *dY = dU + c * row;
 
     if (n > 0) {
       const InnerBlock& next = blocks_[n - 1];
@@ -249,30 +257,34 @@ class Backward {
                     Ahead::stream(call_.k_normal), Ahead::stream(call_.q_normal), Ahead::stream(d_.o),
                     Ahead::stream(d_.k), Ahead::stream(d_.q), Ahead::stream(d_.v)});
     }
-    head_.load(at, c);
+    head_.read(at, c, /*together=*/true);
+    const float *k = head_.k.data, *q = head_.q.data;
     head_.recall(at, c, G2);
-    for (int64_t t = 0; t < c; ++t) head_.answer_backward(at, t, dZ + t * Kp);
-    product<Store::set>(2 * c, F, head_.A, {k, Ap}, W.W1, row, U, row);
+    head_.answer_backward(at, c, dZ);
+    product<Store::set>(2 * c, F, K, {k, Kp}, W.W1, row, U, row);
     transpose(F, K, W.W2, Kp, wide_, row);
     product<Store::set>(2 * c, F, K, {dZ, Kp}, wide_, row, dA, row);  // dZ W2^T and M
     ahead_.some(2);
-    bend(c, U, G1, h);
-    product<Store::set>(c, c, head_.A, {q, Ap}, head_.k_columns, Cp, P1_, Cp);
+    bend(c, pairs_.b1(W), U, G1, h);
+    product<Store::set>(c, c, K, {q, Kp}, head_.k_columns, Cp, P1_, Cp);
     copy(P1_, c * Cp, head_.P);
-    head_.mask(c, call_.scale + block.place, head_.P);
+    head_.mask(c, call_.scale + block.place, head_.one(), head_.P);
     product<Store::add>(c, F, c, {head_.P, Cp}, G1, row, Y, row, 1, /*lower=*/true);
     if (pending) {
-      product<Store::set>(c, F, head_.A, {q, Ap}, D_.W1, row, R1_, row);
-      for (int64_t t = 0; t < c; ++t) add_scaled(-call_.scale[block.place + t], R1_ + t * row, row, Y + t * row);
+      product<Store::set>(c, F, K, {q, Kp}, D_.W1, row, R1_, row);
+      for (int64_t t = 0; t < c; ++t) {
+        add_scaled(1, pairs_.b1(D_), row, R1_ + t * row);
+        add_scaled(-call_.scale[block.place + t], R1_ + t * row, row, Y + t * row);
+      }
     }
     ahead_.some(2);
-    activate(c, width_, call_.bias, Y, a);
+    activate(c, width_, pairs_.b1(W), call_.bias, Y, a);
 
     transpose(c, K, G2, Kp, columns_, Cp);
     product<Store::set>(c, c, K, {dZ, Kp}, columns_, Cp, S2_, Cp);
     transpose(c, width_.A, h, row, columns_, Cp);
     product<Store::set>(c, c, width_.A, {a, row}, columns_, Cp, P2_, Cp);
-    head_.scores_backward(block, P2_, S2_);
+    head_.scores_backward(block, 0, P2_, S2_);
     product<Store::add>(c, F, c, {S2_, Cp}, h, row, dA, row, 1, /*lower=*/true);
     if (pending) second_steps(block, a, dZ, dA);
     ahead_.some(2);
@@ -280,9 +292,10 @@ class Backward {
 
     transpose(c, F, G1, row, columns_, Cp);
     product<Store::set>(c, c, F, {dY, row}, columns_, Cp, S1_, Cp);
-    head_.scores_backward(block, P1_, S1_);
+    head_.scores_backward(block, head_.one(), P1_, S1_);
     float along = 0;  // <dW', D'>
-    product<Store::set>(c, F, head_.A, {k, Ap}, step.W1, row, dG1_, row);
+    product<Store::set>(c, F, K, {k, Kp}, step.W1, row, dG1_, row);
+    for (int64_t t = 0; t < c; ++t) add_scaled(1, pairs_.b1(step), F, dG1_ + t * row);
     product<Store::set>(c, K, width_.A, {h, row}, step.W2, Kp, dG2_, Kp);
     if (block.complete) along = dot(dG1_, G1, c * row) + dot(dG2_, G2, c * Kp);
     scale(f, c * row, dG1_);
@@ -293,7 +306,7 @@ class Backward {
     multiply<Store::set>(c, F, row, dG1_, U, dM);
     for (int64_t t = 0; t < c; ++t) dM[t * row + F] = 0;
     product<Store::add>(c, K, F, {dM, row}, W.W2, Kp, dG2_, Kp);
-    for (int64_t t = 0; t < c; ++t) head_.learn_backward(at, t, dG2_ + t * Kp, dX + t * Kp);
+    head_.learn_backward(at, c, dG2_, dX);
 
     product<Store::set>(c, F, K, {dX, Kp}, wide_, row, dh_, row);
     transpose(F, K, step.W2, Kp, wide_, row);
@@ -305,17 +318,20 @@ class Backward {
     multiply<Store::add>(c, F, row, dh_, U, dU);
 
     transpose(K, F, W.W1, row, narrow_, Kp);
-    product<Store::set>(2 * c, K, F, {dU, row}, narrow_, Kp, dkq_, Kp);
+    const Rows<float>&dk = head_.dk, dq = head_.dq;
+    product<Store::add>(c, K, F, {dU, row}, narrow_, Kp, dk.data, dk.step);
+    product<Store::add>(c, K, F, {dY, row}, narrow_, Kp, dq.data, dq.step);
     transpose(K, F, step.W1, row, narrow_, Kp);
-    product<Store::add>(c, K, F, {G1, row}, narrow_, Kp, dk, Kp, f);
+    product<Store::add>(c, K, F, {G1, row}, narrow_, Kp, dk.data, dk.step, f);
     ahead_.some(2);
-    product<Store::add>(c, K, c, {S1_, Cp}, k, Ap, dq, Kp, 1, /*lower=*/true);
-    product<Store::add>(c, K, c, {S1_, 1, Cp}, q, Ap, dk, Kp);
-    if (pending) along += pending_steps(block, f, step, dq);
+    product<Store::add>(c, K, c, {S1_, Cp}, k, Kp, dq.data, dq.step, 1, /*lower=*/true);
+    product<Store::add>(c, K, c, {S1_, 1, Cp}, q, Kp, dk.data, dk.step);
+    if (pending) along += pending_steps(block, f, step);
     if (block.complete) head_.dscale[call_.C - 1] -= along;
-    for (int64_t t = 0; t < c; ++t) head_.give(at, t, dk + t * Kp, dq + t * Kp);
+    head_.end_block(at, c);
 
-    product<Store::add>(head_.A, F, 2 * c, {k, 1, Ap}, dU, row, dW_.W1, row);
+    product<Store::add>(K, F, 2 * c, {k, 1, Kp}, dU, row, dW_.W1, row);
+    if (call_.bias) add_rows(1, dU, 2 * c, row, dW_.W1 + K * row);
     ahead_.some(c);
     product<Store::add>(width_.A, K, 3 * c, {h, 1, row}, dX, Kp, dW_.W2, Kp);
     if (std::exchange(last_, false)) pairs_.clear(dD_);  // only the last block's steps are given back
@@ -326,12 +342,12 @@ class Backward {
   }
 
  private:
-  /// h = g(U), then U = g'(U), bend = M . g''(U), and M becomes G1.
-  void bend(int64_t c, float* U, float* M, float* h) {
+  /// h = g(U + b), then U = g'(U + b), bend = M . g''(U + b), and M becomes G1.
+  void bend(int64_t c, const float* b, float* U, float* M, float* h) {
     for (int64_t i = 0; i < c; ++i) {
       const int64_t first = i * width_.row;
       for (int64_t j = first; j < first + width_.F; j += kLanes) {
-        const Gelu gelu(load(U + j));
+        const Gelu gelu(hn::Add(load(U + j), load(b + j - first)));
         const Vec m = load(M + j), slope = gelu.slope();
         store(gelu.value(), h + j);
         store(slope, U + j);
@@ -352,15 +368,16 @@ class Backward {
   }
 
   /// The same for D1: ds and dq; and the gradient of both. Returns <dW', D> at the end of an inner batch.
-  float pending_steps(const InnerBlock& block, float f, const Pair& step, float* dq) {
+  float pending_steps(const InnerBlock& block, float f, const Pair& step) {
     const int64_t c = block.count, K = head_.K, Kp = head_.Kp, F = width_.F, row = width_.row;
     const float along = block.complete ? pairs_.inner(step, D_) : 0;
     back(block, row, dUY_ + c * row, R1_);
     transpose(K, F, D_.W1, row, narrow_, Kp);
-    product<Store::add>(c, K, F, {R1_, row}, narrow_, Kp, dq, Kp);
+    product<Store::add>(c, K, F, {R1_, row}, narrow_, Kp, head_.dq.data, head_.dq.step);
     pairs_.clear(D_);
     pairs_.add(f, step, D_);
-    product<Store::add>(head_.A, F, c, {head_.q(c, 0), 1, head_.Ap}, R1_, row, D_.W1, row);
+    product<Store::add>(K, F, c, {head_.q.data, 1, head_.q.step}, R1_, row, D_.W1, row);
+    if (call_.bias) add_rows(1, R1_, c, row, D_.W1 + K * row);
     product<Store::add>(width_.A, K, c, {haM_ + c * row, 1, row}, R2_, Kp, D_.W2, Kp);
     pairs_.store(D_, head_.index, d_.D);
     return along;
@@ -390,7 +407,7 @@ class Backward {
   float* dUY_;                   // [2C, row]
   float *bend_, *dh_, *dG1_;     // [C, row]; M . g''(U) the first
   float* XZG_;                   // [3C, Kp]: dX, dZ and G2
-  float *dG2_, *dkq_;            // [C, Kp], [2C, Kp]
+  float* dG2_;                   // [C, Kp]
   float *R1_, *R2_;              // [C, row], [C, Kp]: what the steps before the call gave
   float* columns_;               // [row, Cp]
   float *P1_, *S1_, *P2_, *S2_;  // [C, Cp]

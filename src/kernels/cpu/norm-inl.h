@@ -1,0 +1,238 @@
+// The layer norm of one head and the gradient of TTT's inner loss, forward and backward, on R rows at once: their sums
+// do not wait for one another. Rows are `padded` floats long, zero beyond the K in use.
+#if defined(LINEAL_KERNELS_CPU_NORM_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef LINEAL_KERNELS_CPU_NORM_INL_H_
+#undef LINEAL_KERNELS_CPU_NORM_INL_H_
+#else
+#define LINEAL_KERNELS_CPU_NORM_INL_H_
+#endif
+
+#include "kernels/cpu/lanes-inl.h"
+#include "kernels/cpu/rows-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace lineal::kernels::HWY_NAMESPACE {
+
+/// Rows `step` floats apart, of a tile or of a tensor.
+template <class Float>
+struct Rows {
+  Float* data = nullptr;
+  int64_t step = 0;
+
+  Float* operator[](int64_t i) const { return data + i * step; }
+  Rows from(int64_t i) const { return {data + i * step, step}; }
+  operator Rows<const Float>() const { return {data, step}; }
+};
+
+/// A number for each of R rows, in every lane.
+template <int R>
+struct PerRow {
+  Vec row[R];
+  Vec operator[](int r) const { return row[r]; }
+};
+
+/// f(i, R) with a compile-time R for groups of rows that cover [0, c).
+template <class F>
+HWY_INLINE void each_rows(int64_t c, const F& f) {
+  each_piece<4>(c, f);
+}
+
+/// LN(x) = gamma xhat + beta with xhat = (x - mean) r, r = 1 / sqrt(variance + eps).
+struct Norm {
+  static constexpr float kEps = 1e-6f;
+  int64_t K, padded;
+  float *gamma, *beta;
+  float* valid;  // 1 for the columns in use
+
+  /// The sums of the lanes of R vectors times alpha, to [4].
+  template <int R>
+  static HWY_INLINE void sums(const Vec (&v)[R], float alpha, float* to) {
+    constexpr int second = R > 1 ? 1 : 0, third = R > 2 ? 2 : 0, fourth = R > 3 ? 3 : 0;
+    const hn::FixedTag<float, 4> quad;
+    hn::StoreU(hn::Mul(lane_sums(v[0], v[second], v[third], v[fourth]), hn::Set(quad, alpha)), quad, to);
+  }
+  template <int R>
+  static HWY_INLINE PerRow<R> spread(const float* numbers) {
+    PerRow<R> result;
+    for (int r = 0; r < R; ++r) result.row[r] = all(numbers[r]);
+    return result;
+  }
+  /// Means over rows, from vectors that add up to each row's sum.
+  template <int R>
+  HWY_INLINE PerRow<R> means(const Vec (&v)[R]) const {
+    float numbers[4];
+    sums<R>(v, 1 / static_cast<float>(K), numbers);
+    return spread<R>(numbers);
+  }
+  template <int R>
+  static HWY_INLINE void clear(Vec (&v)[R]) {
+    for (int r = 0; r < R; ++r) v[r] = hn::Zero(kWide);
+  }
+
+  /// x becomes x + bias - mean; r [R] is found.
+  template <int R>
+  HWY_INLINE void centre(Rows<float> x, const float* bias, float* r) const {
+    Vec sum[R], squares[R];
+    clear<R>(sum), clear<R>(squares);
+    for (int64_t j = 0; j < padded; j += kLanes) {
+      const Vec b = load(bias + j);
+      for (int i = 0; i < R; ++i) sum[i] = hn::Add(sum[i], hn::Add(load(x[i] + j), b));
+    }
+    const PerRow<R> mean = means<R>(sum);
+    for (int64_t j = 0; j < padded; j += kLanes) {
+      const Vec b = load(bias + j), used = load(valid + j);
+      for (int i = 0; i < R; ++i) {
+        const Vec centred = hn::Mul(hn::Sub(hn::Add(load(x[i] + j), b), mean[i]), used);
+        squares[i] = hn::MulAdd(centred, centred, squares[i]);
+        store(centred, x[i] + j);
+      }
+    }
+    float variance[4];
+    sums<R>(squares, 1 / static_cast<float>(K), variance);
+    const hn::FixedTag<float, 4> quad;
+    const auto root = hn::Sqrt(hn::Add(hn::LoadU(quad, variance), hn::Set(quad, kEps)));
+    hn::StoreU(hn::Div(hn::Set(quad, 1.0f), root), quad, variance);
+    std::copy_n(variance, R, r);
+  }
+
+  /// e = LN(x) - target, target = v - base; G = eta r (u - <u> - xhat <u xhat>), u = gamma e, which is eta times the
+  /// gradient of 1/2 |e|^2 by x. xhat = scale x is stored too if asked for. e may be G. Adds |e|^2 to `loss`.
+  template <bool normalizes, int R>
+  HWY_INLINE void loss_gradient(Rows<const float> x, const PerRow<R>& scale, const PerRow<R>& eta_r, Rows<float> xhat,
+                                Rows<const float> v, Rows<const float> base, Rows<float> e, Rows<float> G,
+                                Vec& loss) const {
+    Vec u_sum[R], ux_sum[R];
+    clear<R>(u_sum), clear<R>(ux_sum);
+    for (int64_t j = 0; j < padded; j += kLanes) {
+      const Vec g = load(gamma + j), b = load(beta + j);
+      for (int i = 0; i < R; ++i) {
+        Vec normal = load(x[i] + j);
+        if constexpr (normalizes) {
+          normal = hn::Mul(normal, scale[i]);
+          store(normal, xhat[i] + j);
+        }
+        const Vec error = hn::Add(hn::Sub(hn::MulAdd(normal, g, b), load(v[i] + j)), load(base[i] + j));
+        const Vec u = hn::Mul(g, error);
+        u_sum[i] = hn::Add(u_sum[i], u);
+        ux_sum[i] = hn::MulAdd(u, normal, ux_sum[i]);
+        loss = hn::MulAdd(error, error, loss);
+        store(error, e[i] + j);
+      }
+    }
+    const PerRow<R> mean_u = means<R>(u_sum), mean_ux = means<R>(ux_sum);
+    const Rows<const float> normal = normalizes ? Rows<const float>(xhat) : x;
+    for (int64_t j = 0; j < padded; j += kLanes) {
+      const Vec g = load(gamma + j), used = load(valid + j);
+      for (int i = 0; i < R; ++i) {
+        const Vec centred = hn::Sub(hn::Mul(g, load(e[i] + j)), mean_u[i]);
+        const Vec inner = hn::NegMulAdd(load(normal[i] + j), mean_ux[i], centred);
+        store(hn::Mul(hn::Mul(inner, eta_r[i]), used), G[i] + j);
+      }
+    }
+  }
+
+  /// From the gradient dy of LN(x): dx = r (h - <h> - xhat <h xhat>), h = gamma dy. Adds to dgamma and dbeta.
+  template <int R>
+  HWY_INLINE void backward(Rows<const float> xhat, const PerRow<R>& scale_r, Rows<const float> dy, Rows<float> dx,
+                           float* dgamma, float* dbeta) const {
+    Vec h_sum[R], hx_sum[R];
+    clear<R>(h_sum), clear<R>(hx_sum);
+    for (int64_t j = 0; j < padded; j += kLanes) {
+      const Vec g = load(gamma + j);
+      Vec for_gamma = load(dgamma + j), for_beta = load(dbeta + j);
+      for (int i = 0; i < R; ++i) {
+        const Vec x = load(xhat[i] + j), y = load(dy[i] + j), h = hn::Mul(g, y);
+        h_sum[i] = hn::Add(h_sum[i], h);
+        hx_sum[i] = hn::MulAdd(h, x, hx_sum[i]);
+        for_gamma = hn::MulAdd(y, x, for_gamma);
+        for_beta = hn::Add(y, for_beta);
+      }
+      store(for_gamma, dgamma + j);
+      store(for_beta, dbeta + j);
+    }
+    const PerRow<R> mean_h = means<R>(h_sum), mean_hx = means<R>(hx_sum);
+    for (int64_t j = 0; j < padded; j += kLanes) {
+      const Vec g = load(gamma + j), used = load(valid + j);
+      for (int i = 0; i < R; ++i) {
+        const Vec centred = hn::Sub(hn::Mul(g, load(dy[i] + j)), mean_h[i]);
+        const Vec inner = hn::NegMulAdd(load(xhat[i] + j), mean_hx[i], centred);
+        store(hn::Mul(hn::Mul(inner, scale_r[i]), used), dx[i] + j);
+      }
+    }
+  }
+
+  /// Backward of loss_gradient, from the gradient dG of G: dX, and de to two places, as the gradient `dbase` of the
+  /// base and negated as that of v; adds to dgamma and dbeta; deta [R] is found. With w = eta dG:
+  ///   du = r (w - <w> - xhat <w xhat>);  de = gamma du;  dxhat = gamma de - r (<u xhat> w + <w xhat> u)
+  ///   dX = r (dxhat - <dxhat> - xhat <dxhat xhat>) - r xhat eta deta / K
+  ///   deta = rowsum(dG . G / eta) = r K (<dG u> - <dG> <u> - <dG xhat> <u xhat>)
+  template <int R>
+  HWY_INLINE void loss_gradient_backward(Rows<const float> xhat, const float* r, const float* eta, Rows<const float> e,
+                                         Rows<const float> dG, Rows<float> dX, Rows<float> dv, Rows<float> dbase,
+                                         float* dgamma, float* dbeta, float* deta) const {
+    Vec d_sum[R], dx_sum[R], du_sum[R], u_sum[R], ux_sum[R];
+    clear<R>(d_sum), clear<R>(dx_sum), clear<R>(du_sum), clear<R>(u_sum), clear<R>(ux_sum);
+    for (int64_t j = 0; j < padded; j += kLanes) {
+      const Vec g = load(gamma + j);
+      for (int i = 0; i < R; ++i) {
+        const Vec x = load(xhat[i] + j), d = load(dG[i] + j), u = hn::Mul(g, load(e[i] + j));
+        d_sum[i] = hn::Add(d_sum[i], d);
+        dx_sum[i] = hn::MulAdd(d, x, dx_sum[i]);
+        du_sum[i] = hn::MulAdd(d, u, du_sum[i]);
+        u_sum[i] = hn::Add(u_sum[i], u);
+        ux_sum[i] = hn::MulAdd(u, x, ux_sum[i]);
+      }
+    }
+    float mean_d[4], mean_dx[4], mean_du[4], mean_u[4], mean_ux[4];
+    const float each = 1 / static_cast<float>(K);
+    sums<R>(d_sum, each, mean_d), sums<R>(dx_sum, each, mean_dx), sums<R>(du_sum, each, mean_du);
+    sums<R>(u_sum, each, mean_u), sums<R>(ux_sum, each, mean_ux);
+    float mean_w[R], mean_wx[R], along[R];  // along: eta deta / K
+    for (int i = 0; i < R; ++i) {
+      const float mean_dg = mean_du[i] - mean_d[i] * mean_u[i] - mean_dx[i] * mean_ux[i];
+      deta[i] = static_cast<float>(K) * r[i] * mean_dg;
+      along[i] = eta[i] * r[i] * mean_dg;
+      mean_w[i] = eta[i] * mean_d[i];
+      mean_wx[i] = eta[i] * mean_dx[i];
+    }
+    const PerRow<R> step = spread<R>(eta), scale_r = spread<R>(r), w_mean = spread<R>(mean_w);
+    const PerRow<R> wx_mean = spread<R>(mean_wx), ux_mean = spread<R>(mean_ux);
+    Vec x_sum[R], xx_sum[R];
+    clear<R>(x_sum), clear<R>(xx_sum);
+    for (int64_t j = 0; j < padded; j += kLanes) {
+      const Vec g = load(gamma + j), used = load(valid + j);
+      Vec for_gamma = load(dgamma + j), for_beta = load(dbeta + j);
+      for (int i = 0; i < R; ++i) {
+        const Vec x = load(xhat[i] + j), error = load(e[i] + j), w = hn::Mul(step[i], load(dG[i] + j));
+        const Vec inner = hn::NegMulAdd(x, wx_mean[i], hn::Sub(w, w_mean[i]));
+        const Vec du = hn::Mul(hn::Mul(inner, scale_r[i]), used), de = hn::Mul(g, du);
+        store(hn::Neg(de), dv[i] + j);
+        store(de, dbase[i] + j);
+        for_gamma = hn::MulAdd(du, error, hn::MulAdd(de, x, for_gamma));
+        for_beta = hn::Add(de, for_beta);
+        const Vec cross = hn::MulAdd(ux_mean[i], w, hn::Mul(wx_mean[i], hn::Mul(g, error)));
+        const Vec dx = hn::NegMulAdd(scale_r[i], cross, hn::Mul(g, de));
+        x_sum[i] = hn::Add(x_sum[i], dx);
+        xx_sum[i] = hn::MulAdd(dx, x, xx_sum[i]);
+        store(dx, dX[i] + j);
+      }
+      store(for_gamma, dgamma + j);
+      store(for_beta, dbeta + j);
+    }
+    float mean_xx[4];
+    sums<R>(xx_sum, each, mean_xx);
+    for (int i = 0; i < R; ++i) mean_xx[i] += along[i];
+    const PerRow<R> mean_x = means<R>(x_sum), mean_x_xhat = spread<R>(mean_xx);
+    for (int64_t j = 0; j < padded; j += kLanes) {
+      const Vec used = load(valid + j);
+      for (int i = 0; i < R; ++i) {
+        const Vec inner = hn::NegMulAdd(load(xhat[i] + j), mean_x_xhat[i], hn::Sub(load(dX[i] + j), mean_x[i]));
+        store(hn::Mul(hn::Mul(inner, scale_r[i]), used), dX[i] + j);
+      }
+    }
+  }
+};
+
+}  // namespace lineal::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+#endif  // LINEAL_KERNELS_CPU_NORM_INL_H_
