@@ -96,11 +96,12 @@ struct Norm {
   }
 
   /// e = LN(x) - target, target = v - base; G = eta r (u - <u> - xhat <u xhat>), u = gamma e, which is eta times the
-  /// gradient of 1/2 |e|^2 by x. xhat = scale x is stored too if asked for. e may be G. Adds |e|^2 to `loss`.
+  /// gradient of 1/2 |e|^2 by x. normalizes: x becomes xhat = scale x, which goes around the caches to `kept` too if
+  /// that is somewhere; else x is xhat. e may be G. Adds |e|^2 to `loss`.
   template <bool normalizes, int R>
-  HWY_INLINE void loss_gradient(Rows<const float> x, const PerRow<R>& scale, const PerRow<R>& eta_r, Rows<float> xhat,
-                                Rows<const float> v, Rows<const float> base, Rows<float> e, Rows<float> G,
-                                Vec& loss) const {
+  HWY_INLINE void loss_gradient(Rows<std::conditional_t<normalizes, float, const float>> x, const PerRow<R>& scale,
+                                const PerRow<R>& eta_r, Rows<float> kept, Rows<const float> v, Rows<const float> base,
+                                Rows<float> e, Rows<float> G, Vec& loss) const {
     Vec u_sum[R], ux_sum[R];
     clear<R>(u_sum), clear<R>(ux_sum);
     for (int64_t j = 0; j < padded; j += kLanes) {
@@ -109,7 +110,8 @@ struct Norm {
         Vec normal = load(x[i] + j);
         if constexpr (normalizes) {
           normal = hn::Mul(normal, scale[i]);
-          store(normal, xhat[i] + j);
+          store(normal, x[i] + j);
+          if (kept.data) hn::Stream(normal, kWide, kept[i] + j);
         }
         const Vec error = hn::Add(hn::Sub(hn::MulAdd(normal, g, b), load(v[i] + j)), load(base[i] + j));
         const Vec u = hn::Mul(g, error);
@@ -120,12 +122,11 @@ struct Norm {
       }
     }
     const PerRow<R> mean_u = means<R>(u_sum), mean_ux = means<R>(ux_sum);
-    const Rows<const float> normal = normalizes ? Rows<const float>(xhat) : x;
     for (int64_t j = 0; j < padded; j += kLanes) {
       const Vec g = load(gamma + j), used = load(valid + j);
       for (int i = 0; i < R; ++i) {
         const Vec centred = hn::Sub(hn::Mul(g, load(e[i] + j)), mean_u[i]);
-        const Vec inner = hn::NegMulAdd(load(normal[i] + j), mean_ux[i], centred);
+        const Vec inner = hn::NegMulAdd(load(x[i] + j), mean_ux[i], centred);
         store(hn::Mul(hn::Mul(inner, eta_r[i]), used), G[i] + j);
       }
     }

@@ -24,6 +24,10 @@ using Vec = hn::Vec<Wide>;
 constexpr Wide kWide;
 constexpr int64_t kLanes = hn::MaxLanes(Wide());
 
+/// Loops over arrays of vectors are unrolled by this, before the compiler decides what lives in registers:
+/// arrays whose loops are unrolled later stay in memory.
+#define LINEAL_UNROLL HWY_UNROLL(32)
+
 /// How many rows of how many vectors stay in registers, so that accumulators, one row of B and one element of A fit.
 #if HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM_A64
 constexpr int kAccumulators = 24, kMostVectors = 4;  // 32 registers
@@ -47,26 +51,33 @@ template <Store store, int R, int N>
 HWY_NOINLINE void product_block(int64_t k, const Elements& a, const float* HWY_RESTRICT b, int64_t b_row,
                                 float* HWY_RESTRICT c, int64_t c_row, float alpha) {
   Vec sum[R][N];
+  LINEAL_UNROLL
   for (int r = 0; r < R; ++r) {
+    LINEAL_UNROLL
     for (int n = 0; n < N; ++n) sum[r][n] = hn::Zero(kWide);
   }
   const float* HWY_RESTRICT element = a.data;
   const int64_t row = a.row, column = a.column;
   for (int64_t l = 0; l < k; ++l, element += column, b += b_row) {
     Vec b_l[N];
+    LINEAL_UNROLL
     for (int n = 0; n < N; ++n) {
       b_l[n] = hn::LoadU(kWide, b + n * kLanes);
 #if HWY_ARCH_X86
       asm("" : "+v"(b_l[n].raw));
 #endif
     }
+    LINEAL_UNROLL
     for (int r = 0; r < R; ++r) {
       const Vec a_rl = hn::Set(kWide, element[r * row]);
+      LINEAL_UNROLL
       for (int n = 0; n < N; ++n) sum[r][n] = hn::MulAdd(a_rl, b_l[n], sum[r][n]);
     }
   }
   const Vec scale = hn::Set(kWide, alpha);
+  LINEAL_UNROLL
   for (int r = 0; r < R; ++r) {
+    LINEAL_UNROLL
     for (int n = 0; n < N; ++n) {
       float* to = c + r * c_row + n * kLanes;
       const Vec old = store == Store::add ? hn::LoadU(kWide, to) : hn::Zero(kWide);

@@ -81,6 +81,8 @@ class Ahead {
       if (s.data) streams_[count_++] = s;
     }
   }
+  /// And n floats at x.
+  void also(const float* x, int64_t n) { also_ = x, also_end_ = x + n; }
   /// to [0, n) = from around the caches, multiples of a vector's lanes and aligned to it, while `from` stays as it is.
   void copy(const float* from, int64_t n, float* to) { from_ = from, to_ = to, end_ = from + n; }
   /// The rest of the copy.
@@ -88,6 +90,7 @@ class Ahead {
 
   void some(int64_t rows) {
     copy_some(kCopied);
+    for (int64_t i = 0; i < kAlso && also_ < also_end_; ++i, also_ += kAlign) hwy::Prefetch(also_);
     for (; rows > 0 && left_ > 0; --rows, --left_, ++i_) {
       for (size_t s = 0; s < count_; ++s) {
         const char* row = static_cast<const char*>(streams_[s].data) + at_.row(i_) * streams_[s].bytes;
@@ -98,6 +101,7 @@ class Ahead {
 
  private:
   static constexpr int64_t kCopied = 1024;  // floats between two pieces
+  static constexpr int64_t kAlso = 16;      // lines
 
   HWY_INLINE void copy_some(int64_t n) {
     const float* until = from_ + std::min(n, static_cast<int64_t>(end_ - from_));
@@ -108,6 +112,7 @@ class Ahead {
   int64_t left_ = 0, K_ = 0, i_ = 0;
   size_t count_ = 0;
   Stream streams_[9];
+  const float *also_ = nullptr, *also_end_ = nullptr;
   const float *from_ = nullptr, *end_ = nullptr;
   float* to_ = nullptr;
 };
@@ -196,12 +201,19 @@ struct Head {
   }
   /// Rows to fill, and what is done when they are.
   Rows<float> output(Tokens<void> x, const Place& at, int64_t c, float* tile) const {
-    if (x.data && in_place(x.bfloat16, c)) return {static_cast<float*>(x.data) + at.first, at.step};
+    if (in_place(x.bfloat16, c)) return {static_cast<float*>(x.data) + at.first, at.step};
     return {tile, Kp};
   }
   void finish(Rows<float> rows, Tokens<void> x, const Place& at, int64_t c) const {
-    if (!x.data || in_place(x.bfloat16, c)) return;
+    if (in_place(x.bfloat16, c)) return;
     for (int64_t i = 0; i < c; ++i) store_row(rows[i], K, x, at.row(i));
+  }
+  /// The same for what the backward pass needs, null otherwise: nowhere if it is not there or `finish_kept` copies it.
+  Rows<float> kept(float* x, const Place& at, int64_t c) const {
+    return x && in_place(false, c) ? output({x, false}, at, c, nullptr) : Rows<float>();
+  }
+  void finish_kept(Rows<float> rows, float* x, const Place& at, int64_t c) const {
+    if (x) finish(rows, {x, false}, at, c);
   }
 
   /// `together`: k and under it q in one tile.
@@ -238,27 +250,24 @@ struct Head {
   /// G = eta times the gradient of the inner loss of f(k) = X + bias; X becomes xhat, or X + bias without norm, which
   /// is kept for the backward pass. Returns the inner loss.
   double learn(const Place& at, int64_t c, Rows<float> X, const float* bias, float* G) const {
-    const Tokens<void> kept{call.k_normal, false};
-    const Rows<float> normal = output(kept, at, c, X.data);
     const auto eta = [&](int64_t i) { return call.eta[at.token(i)]; };
     const auto keep = [&](int64_t i, float r) {
       if (call.k_rstd) call.k_rstd[at.token(i)] = r;
     };
-    const double loss = gradients(c, X, bias, eta, keep, normal, {G, Kp});
-    finish(normal, kept, at, c);
+    const double loss = gradients(c, X, bias, eta, keep, kept(call.k_normal, at, c), {G, Kp});
+    finish_kept(X, call.k_normal, at, c);
     return loss;
   }
 
   /// The inner loss of f(k) = X + bias; destroys X and g.
   double loss(int64_t c, Rows<float> X, const float* bias, float* g) const {
     return gradients(
-        c, X, bias, [](int64_t) { return 1.0f; }, [](int64_t, float) {}, X, {g, Kp});
+        c, X, bias, [](int64_t) { return 1.0f; }, [](int64_t, float) {}, {}, {g, Kp});
   }
 
   /// o from f(q) = Z + bias; destroys Z.
   void answer(const Place& at, int64_t c, Rows<float> Z, const float* bias, Tokens<void> to) const {
-    const Tokens<void> kept{call.q_normal, false};
-    const Rows<float> normal = output(kept, at, c, Z.data), o = output(to, at, c, o_);
+    const Rows<float> normal = kept(call.q_normal, at, c), o = output(to, at, c, o_);
     const Rows<const float> also = call.residual ? q : none();
     each_rows(c, [&](int64_t first, auto count) {
       constexpr int R = decltype(count)::value;
@@ -270,13 +279,20 @@ struct Head {
         const Vec gamma = load(norm.gamma + j), beta = load(call.norm ? norm.beta + j : bias + j);
         for (int i = 0; i < R; ++i) {
           Vec z = load(Z[first + i] + j);
-          if (call.norm) z = hn::Mul(hn::Mul(z, scale_r[i]), gamma);
-          if (call.q_normal) store(hn::Mul(load(Z[first + i] + j), scale_r[i]), normal[first + i] + j);
+          if (call.norm) {
+            const Vec zhat = hn::Mul(z, scale_r[i]);
+            if (normal.data) {
+              hn::Stream(zhat, kWide, normal[first + i] + j);
+            } else if (call.q_normal) {
+              store(zhat, Z[first + i] + j);
+            }
+            z = hn::Mul(zhat, gamma);
+          }
           store(hn::Add(hn::Add(z, beta), load(also[first + i] + j)), o[first + i] + j);
         }
       }
     });
-    finish(normal, kept, at, c);
+    finish_kept(Z, call.q_normal, at, c);
     finish(o, to, at, c);
   }
 
@@ -284,7 +300,7 @@ struct Head {
   Rows<const float> none() const { return {zeros, 0}; }
 
  private:
-  /// learn and loss for learning rates eta(i), with keep(i, r) and xhat in `normal`. G holds e in between.
+  /// learn and loss for learning rates eta(i), with keep(i, r) and X in `normal` too. G holds e in between.
   template <class Eta, class Keep>
   HWY_INLINE double gradients(int64_t c, Rows<float> X, const float* bias, const Eta& eta, const Keep& keep,
                               Rows<float> normal, Rows<float> G) const {
@@ -306,7 +322,8 @@ struct Head {
       for (int64_t j = 0; j < Kp; j += kLanes) {
         for (int i = 0; i < R; ++i) {
           const Vec x = hn::Add(load(X[first + i] + j), load(bias + j));
-          store(x, normal[first + i] + j);
+          store(x, X[first + i] + j);
+          if (normal.data) hn::Stream(x, kWide, normal[first + i] + j);
           const Vec e = error(x, first + i, j);
           squares = hn::MulAdd(e, e, squares);
           store(hn::Mul(step[i], e), G[first + i] + j);
@@ -497,20 +514,31 @@ struct HeadBackward : Head {
   float* r_;                                            // [C]
 };
 
-/// The same backward, in groups of blocks that begin at a saved state.
+/// The same backward, in groups of blocks that begin at a saved state; memory brings a group while the one before it is
+/// worked on.
 template <class Model>
 void backward_heads(Model& model, const TTTCall& call, int64_t index, int64_t count) {
-  const int64_t keep = call.keep, b = index / call.H;
-  const auto blocks = static_cast<int64_t>(call.blocks[static_cast<size_t>(b)].size());
+  const auto& row = call.blocks[static_cast<size_t>(index / call.H)];
+  const int64_t keep = call.keep, blocks = static_cast<int64_t>(row.size());
+  const auto last_of = [&](int64_t first) { return std::min(blocks, first + keep); };
+  const auto saved = [&](int64_t i, int64_t first) {
+    return call.states + call.saved_before(index + i) + first / keep * call.state_size;
+  };
   for (int64_t i = 0; i < count; ++i) {
     model.select(i, index + i);
     model.begin();
   }
   for (int64_t first = (blocks - 1) / keep * keep; first >= 0; first -= keep) {
-    const int64_t last = std::min(blocks, first + keep);
+    const int64_t last = last_of(first);
     for (int64_t i = 0; i < count; ++i) {
       model.select(i, index + i);
-      model.recall_state(call.states + call.saved_before(index + i) + first / keep * call.state_size);
+      model.recall_state(saved(i, first));
+      const int64_t next = i + 1 < count ? i + 1 : 0, next_first = next > 0 ? first : first - keep;
+      if (next_first >= 0) {
+        const InnerBlock &begin = row[static_cast<size_t>(next_first)],
+                         &end = row[static_cast<size_t>(last_of(next_first)) - 1];
+        model.prefetch(Place(call, index + next, begin), end.first + end.count - begin.first, saved(next, next_first));
+      }
       for (int64_t n = first; n + 1 < last; ++n) model.advance(n, n - first);
       for (int64_t n = last - 1; n >= first; --n) model.block(n, n - first);
     }

@@ -67,8 +67,7 @@ class Forward {
     const int64_t c = block.count;
     head_.read(at, c);
     ahead_.begin(at.after(c), c, K_,
-                 {Ahead::stream(call_.k), Ahead::stream(call_.q), Ahead::stream(call_.v), Ahead::stream(result_.o),
-                  Ahead::stream(call_.k_normal), Ahead::stream(call_.q_normal)});
+                 {Ahead::stream(call_.k), Ahead::stream(call_.q), Ahead::stream(call_.v), Ahead::stream(result_.o)});
     apply(c, head_.k, W_, X_);
     apply(c, head_.q, W_, Z_);
     ahead_.finish_copy();
@@ -187,6 +186,13 @@ class Backward {
   }
 
   void recall_state(const float* saved) { transpose(K_, K_, saved, Kp_, states_, Kp_); }
+  void prefetch(const Place& at, int64_t tokens, const float* saved) {
+    ahead_.begin(at, tokens, K_,
+                 {Ahead::stream(call_.k), Ahead::stream(call_.q), Ahead::stream(call_.v), Ahead::stream(call_.k_normal),
+                  Ahead::stream(call_.q_normal), Ahead::stream(d_.o), Ahead::stream(d_.k), Ahead::stream(d_.q),
+                  Ahead::stream(d_.v)});
+    ahead_.also(saved, square_);
+  }
 
   /// W^T at the start of block n + 1 from that of block n, the i-th of its group.
   void advance(int64_t n, int64_t i) {
@@ -219,13 +225,6 @@ class Backward {
     const float f = block.complete ? -call_.scale[call_.C - 1] : 1;  // dD' is f times dW' or what came from outside
     const Gradient& step = block.complete ? dW_ : dD_;
     float *dX = dXZ_, *dZ = dXZ_ + c * Kp_;
-    if (n > 0) {
-      const InnerBlock& next = blocks_[n - 1];
-      ahead_.begin(Place(call_, head_.index, next), next.count, K_,
-                   {Ahead::stream(call_.k), Ahead::stream(call_.q), Ahead::stream(call_.v),
-                    Ahead::stream(call_.k_normal), Ahead::stream(call_.q_normal), Ahead::stream(d_.o),
-                    Ahead::stream(d_.k), Ahead::stream(d_.q), Ahead::stream(d_.v)});
-    }
     head_.read(at, c, /*together=*/true);
     head_.recall(at, c, G_);
     head_.answer_backward(at, c, dZ);
@@ -364,7 +363,7 @@ namespace cpu {
 const TTTKernel ttt_linear = {
     .name = "ttt_linear",
     .layers = 1,
-    .keep = 1,
+    .keep = 8,
     .state_size = [](int64_t K) { return padded(K) * padded(K); },
     .forward =
         [](const TTTCall& call, const TTTResult& result) {

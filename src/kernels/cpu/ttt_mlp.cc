@@ -82,8 +82,7 @@ class Forward {
     head_.read(at, c);
     const Elements k{head_.k.data, head_.k.step}, q{head_.q.data, head_.q.step};
     ahead_.begin(at.after(c), c, K,
-                 {Ahead::stream(call_.k), Ahead::stream(call_.q), Ahead::stream(call_.v), Ahead::stream(result_.o),
-                  Ahead::stream(call_.k_normal), Ahead::stream(call_.q_normal)});
+                 {Ahead::stream(call_.k), Ahead::stream(call_.q), Ahead::stream(call_.v), Ahead::stream(result_.o)});
     product<Store::set>(c, F, K, k, W_.W1, row, U_, row);
     product<Store::set>(c, F, K, q, W_.W1, row, Y_, row);
     ahead_.some(4);
@@ -213,6 +212,13 @@ class Backward {
   }
 
   void recall_state(float* saved) { states_[0] = {saved, saved + pairs_.size1}; }
+  void prefetch(const Place& at, int64_t tokens, const float* saved) {
+    ahead_.begin(at, tokens, call_.K,
+                 {Ahead::stream(call_.k), Ahead::stream(call_.q), Ahead::stream(call_.v), Ahead::stream(call_.k_normal),
+                  Ahead::stream(call_.q_normal), Ahead::stream(d_.o), Ahead::stream(d_.k), Ahead::stream(d_.q),
+                  Ahead::stream(d_.v)});
+    ahead_.also(saved, call_.state_size);
+  }
 
   /// W at the start of block n + 1 from that of block n, the i-th of its group.
   void advance(int64_t n, int64_t i) {
@@ -250,13 +256,6 @@ class Backward {
     float *h = haM_, *a = h + c * row, *dM = a + c * row, *U = UY_, *Y = U + c * row;
     float *dU = dUY_, *dY = dU + c * row;
 
-    if (n > 0) {
-      const InnerBlock& next = blocks_[n - 1];
-      ahead_.begin(Place(call_, head_.index, next), next.count, K,
-                   {Ahead::stream(call_.k), Ahead::stream(call_.q), Ahead::stream(call_.v),
-                    Ahead::stream(call_.k_normal), Ahead::stream(call_.q_normal), Ahead::stream(d_.o),
-                    Ahead::stream(d_.k), Ahead::stream(d_.q), Ahead::stream(d_.v)});
-    }
     head_.read(at, c, /*together=*/true);
     const float *k = head_.k.data, *q = head_.q.data;
     head_.recall(at, c, G2);
