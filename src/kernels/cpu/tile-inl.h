@@ -56,9 +56,11 @@ HWY_NOINLINE void product_block(int64_t k, const Elements& a, const float* HWY_R
     LINEAL_UNROLL
     for (int n = 0; n < N; ++n) sum[r][n] = hn::Zero(kWide);
   }
-  const float* HWY_RESTRICT element = a.data;
   const int64_t row = a.row, column = a.column;
-  for (int64_t l = 0; l < k; ++l, element += column, b += b_row) {
+  const float* element[(R + 3) / 4];  // of every fourth row: more pointers than registers would be loaded each time
+  LINEAL_UNROLL
+  for (int r = 0; r < R; r += 4) element[r / 4] = a.data + r * row;
+  for (int64_t l = 0; l < k; ++l, b += b_row) {
     Vec b_l[N];
     LINEAL_UNROLL
     for (int n = 0; n < N; ++n) {
@@ -69,10 +71,12 @@ HWY_NOINLINE void product_block(int64_t k, const Elements& a, const float* HWY_R
     }
     LINEAL_UNROLL
     for (int r = 0; r < R; ++r) {
-      const Vec a_rl = hn::Set(kWide, element[r * row]);
+      const Vec a_rl = hn::Set(kWide, element[r / 4][r % 4 * row]);
       LINEAL_UNROLL
       for (int n = 0; n < N; ++n) sum[r][n] = hn::MulAdd(a_rl, b_l[n], sum[r][n]);
     }
+    LINEAL_UNROLL
+    for (int r = 0; r < R; r += 4) element[r / 4] += column;
   }
   const Vec scale = hn::Set(kWide, alpha);
   LINEAL_UNROLL

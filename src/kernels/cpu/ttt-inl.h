@@ -532,14 +532,13 @@ void backward_heads(Model& model, const TTTCall& call, int64_t index, int64_t co
     const int64_t last = last_of(first);
     for (int64_t i = 0; i < count; ++i) {
       model.select(i, index + i);
-      model.recall_state(saved(i, first));
       const int64_t next = i + 1 < count ? i + 1 : 0, next_first = next > 0 ? first : first - keep;
       if (next_first >= 0) {
         const InnerBlock &begin = row[static_cast<size_t>(next_first)],
                          &end = row[static_cast<size_t>(last_of(next_first)) - 1];
         model.prefetch(Place(call, index + next, begin), end.first + end.count - begin.first, saved(next, next_first));
       }
-      for (int64_t n = first; n + 1 < last; ++n) model.advance(n, n - first);
+      model.begin_group(saved(i, first), first, last);
       for (int64_t n = last - 1; n >= first; --n) model.block(n, n - first);
     }
   }

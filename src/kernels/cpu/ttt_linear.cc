@@ -155,6 +155,7 @@ class Backward {
     D_ = scratch.take((K_ + 1) * Kp_);
     work_ = scratch.take((Kp_ + 1) * Kp_);
     for (Slot& slot : slots_) {
+      slot.WT = scratch.take(square_);
       for (Gradient* gradient : {&slot.dW, &slot.dD, &slot.dinitial}) {
         *gradient = {scratch.take(square_), scratch.take(Kp_)};
       }
@@ -185,7 +186,16 @@ class Backward {
     store(dinitial_, head_.index, d_.initial[0]);
   }
 
-  void recall_state(const float* saved) { transpose(K_, K_, saved, Kp_, states_, Kp_); }
+  /// Blocks [first, last), which begin at a saved state. W is stepped back from the group after them if that goes on
+  /// from here, else forth from the saved one.
+  void begin_group(const float* saved, int64_t first, int64_t last) {
+    saved_ = saved;
+    goes_on_ = last < static_cast<int64_t>(call_.blocks[static_cast<size_t>(head_.b)].size());
+    for (int64_t n = first + 1; goes_on_ && n <= last; ++n) goes_on_ = !blocks_[n].restart;
+    if (goes_on_) return;
+    transpose(K_, K_, saved, Kp_, states_, Kp_);
+    for (int64_t n = first; n + 1 < last; ++n) advance(n, n - first);
+  }
   void prefetch(const Place& at, int64_t tokens, const float* saved) {
     ahead_.begin(at, tokens, K_,
                  {Ahead::stream(call_.k), Ahead::stream(call_.q), Ahead::stream(call_.v), Ahead::stream(call_.k_normal),
@@ -194,32 +204,9 @@ class Backward {
     ahead_.also(saved, square_);
   }
 
-  /// W^T at the start of block n + 1 from that of block n, the i-th of its group.
-  void advance(int64_t n, int64_t i) {
-    const InnerBlock& block = blocks_[n];
-    float *WT = states_ + i * square_, *next = WT + square_;
-    if (blocks_[n + 1].restart) {
-      load_layer({call_.initial[0].W, nullptr}, head_.h, K_, K_, work_, Kp_);
-      transpose(K_, K_, work_, Kp_, next, Kp_);
-      return;
-    }
-    const Place at(call_, head_.index, block);
-    const float last = call_.scale[call_.C - 1];
-    head_.read(at, block.count);
-    head_.recall(at, block.count, G_);
-    copy(WT, square_, next);
-    product<Store::add>(K_, K_, block.count, {G_, 1, Kp_}, head_.k.data, head_.k.step, next, Kp_, -last);
-    if (n == 0 && block.place > 0) {
-      load_layer(call_.D[0], head_.index, K_, K_, D_, Kp_);
-      transpose(K_, K_, D_, Kp_, work_, Kp_);
-      add_scaled(-last, work_, square_, next);
-    }
-  }
-
   /// Block n, the i-th of its group.
   void block(int64_t n, int64_t i) {
     const InnerBlock& block = blocks_[n];
-    const float* WT = states_ + i * square_;
     const Place at(call_, head_.index, block);
     const int64_t c = block.count;
     const float f = block.complete ? -call_.scale[call_.C - 1] : 1;  // dD' is f times dW' or what came from outside
@@ -227,6 +214,7 @@ class Backward {
     float *dX = dXZ_, *dZ = dXZ_ + c * Kp_;
     head_.read(at, c, /*together=*/true);
     head_.recall(at, c, G_);
+    const float* WT = weights(block, i);
     head_.answer_backward(at, c, dZ);
     const float *k = head_.k.data, *q = head_.q.data;
     transpose(c, K_, G_, Kp_, columns_, Cp_);
@@ -264,6 +252,45 @@ class Backward {
   struct Gradient {
     float *WT = nullptr, *b = nullptr;
   };
+
+  /// W^T at the start of block n + 1 from that of block n, the i-th of its group.
+  void advance(int64_t n, int64_t i) {
+    const InnerBlock& block = blocks_[n];
+    float *WT = states_ + i * square_, *next = WT + square_;
+    if (blocks_[n + 1].restart) {
+      load_layer({call_.initial[0].W, nullptr}, head_.h, K_, K_, work_, Kp_);
+      transpose(K_, K_, work_, Kp_, next, Kp_);
+      return;
+    }
+    const Place at(call_, head_.index, block);
+    const float last = call_.scale[call_.C - 1];
+    head_.read(at, block.count);
+    head_.recall(at, block.count, G_);
+    copy(WT, square_, next);
+    product<Store::add>(K_, K_, block.count, {G_, 1, Kp_}, head_.k.data, head_.k.step, next, Kp_, -last);
+    if (n == 0 && block.place > 0) {
+      load_layer(call_.D[0], head_.index, K_, K_, D_, Kp_);
+      transpose(K_, K_, D_, Kp_, work_, Kp_);
+      add_scaled(-last, work_, square_, next);
+    }
+  }
+
+  /// W^T at the start of a block whose k and G are at hand, the i-th of its group.
+  const float* weights(const InnerBlock& block, int64_t i) {
+    float* WT = slot_->WT;
+    if (!goes_on_) {
+      if (i == 0) copy(states_, square_, WT);
+      return states_ + i * square_;
+    }
+    if (i == 0) {
+      transpose(K_, K_, saved_, Kp_, WT, Kp_);
+    } else {
+      const float last = call_.scale[call_.C - 1];
+      product_ahead<Store::add>(ahead_, 1, K_, K_, block.count, {G_, 1, Kp_}, head_.k.data, head_.k.step, WT, Kp_,
+                                last);
+    }
+    return WT;
+  }
 
   void clear(const Gradient& gradient) const {
     std::fill_n(gradient.WT, square_, 0.0f);
@@ -329,10 +356,13 @@ class Backward {
   HeadBackward head_;
   Ahead ahead_;
   const InnerBlock* blocks_ = nullptr;
+  const float* saved_ = nullptr;  // of the group
+  bool goes_on_ = false;          // the group after this one has W as this one leaves it
   int64_t K_, Kp_, Cp_, square_;
   struct Slot {
     Gradient dW, dD, dinitial;
-    bool last = true;  // the block at hand is
+    float* WT = nullptr;  // [Kp, Kp]: W^T at the start of the block worked on last
+    bool last = true;     // the block at hand is
   };
   Slot slots_[kTogether], *slot_ = nullptr;
   Gradient dW_, dD_, dinitial_;  // of the slot

@@ -211,35 +211,16 @@ class Backward {
     pairs_.store(dinitial_, head_.index, d_.initial);
   }
 
-  void recall_state(float* saved) { states_[0] = {saved, saved + pairs_.size1}; }
+  void begin_group(float* saved, int64_t first, int64_t last) {
+    states_[0] = {saved, saved + pairs_.size1};
+    for (int64_t n = first; n + 1 < last; ++n) advance(n, n - first);
+  }
   void prefetch(const Place& at, int64_t tokens, const float* saved) {
     ahead_.begin(at, tokens, call_.K,
                  {Ahead::stream(call_.k), Ahead::stream(call_.q), Ahead::stream(call_.v), Ahead::stream(call_.k_normal),
                   Ahead::stream(call_.q_normal), Ahead::stream(d_.o), Ahead::stream(d_.k), Ahead::stream(d_.q),
                   Ahead::stream(d_.v)});
     ahead_.also(saved, call_.state_size);
-  }
-
-  /// W at the start of block n + 1 from that of block n, the i-th of its group.
-  void advance(int64_t n, int64_t i) {
-    const InnerBlock& block = blocks_[n];
-    const Pair &W = states_[static_cast<size_t>(i)], &next = states_[static_cast<size_t>(i) + 1];
-    if (blocks_[n + 1].restart) return pairs_.load(call_.initial, head_.h, next);
-    const Place at(call_, head_.index, block);
-    const int64_t c = block.count, row = width_.row;
-    const float last = call_.scale[call_.C - 1];
-    float *G1 = AG_, *G2 = XZG_;
-    head_.read(at, c);
-    head_.recall(at, c, G2);
-    product<Store::set>(c, width_.F, head_.K, {head_.k.data, head_.k.step}, W.W1, row, UY_, row);
-    activate(c, width_, pairs_.b1(W), call_.bias, UY_, haM_);
-    transpose(width_.F, head_.K, W.W2, head_.Kp, wide_, row);
-    product<Store::set>(c, width_.F, head_.K, {G2, head_.Kp}, wide_, row, G1, row);
-    multiply<Store::set>(c, width_.F, row, G1, UY_, G1);
-    copy(W.W1, pairs_.size1, next.W1);
-    copy(W.W2, width_.F * head_.Kp, next.W2);
-    pairs_.step<Store::add>(c, head_, G1, haM_, G2, -last, next);
-    if (n == 0 && block.place > 0) pairs_.add(-last, D_, next);
   }
 
   /// Block n, the i-th of its group.
@@ -341,6 +322,28 @@ class Backward {
   }
 
  private:
+  /// W at the start of block n + 1 from that of block n, the i-th of its group.
+  void advance(int64_t n, int64_t i) {
+    const InnerBlock& block = blocks_[n];
+    const Pair &W = states_[static_cast<size_t>(i)], &next = states_[static_cast<size_t>(i) + 1];
+    if (blocks_[n + 1].restart) return pairs_.load(call_.initial, head_.h, next);
+    const Place at(call_, head_.index, block);
+    const int64_t c = block.count, row = width_.row;
+    const float last = call_.scale[call_.C - 1];
+    float *G1 = AG_, *G2 = XZG_;
+    head_.read(at, c);
+    head_.recall(at, c, G2);
+    product<Store::set>(c, width_.F, head_.K, {head_.k.data, head_.k.step}, W.W1, row, UY_, row);
+    activate(c, width_, pairs_.b1(W), call_.bias, UY_, haM_);
+    transpose(width_.F, head_.K, W.W2, head_.Kp, wide_, row);
+    product<Store::set>(c, width_.F, head_.K, {G2, head_.Kp}, wide_, row, G1, row);
+    multiply<Store::set>(c, width_.F, row, G1, UY_, G1);
+    copy(W.W1, pairs_.size1, next.W1);
+    copy(W.W2, width_.F * head_.Kp, next.W2);
+    pairs_.step<Store::add>(c, head_, G1, haM_, G2, -last, next);
+    if (n == 0 && block.place > 0) pairs_.add(-last, D_, next);
+  }
+
   /// h = g(U + b), then U = g'(U + b), bend = M . g''(U + b), and M becomes G1.
   void bend(int64_t c, const float* b, float* U, float* M, float* h) {
     for (int64_t i = 0; i < c; ++i) {
