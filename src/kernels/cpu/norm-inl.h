@@ -24,13 +24,6 @@ struct Rows {
   operator Rows<const Float>() const { return {data, step}; }
 };
 
-/// A number for each of R rows, in every lane.
-template <int R>
-struct PerRow {
-  Vec row[R];
-  Vec operator[](int r) const { return row[r]; }
-};
-
 /// f(i, R) with a compile-time R for groups of rows that cover [0, c).
 template <class F>
 HWY_INLINE void each_rows(int64_t c, const F& f) {
@@ -51,18 +44,17 @@ struct Norm {
     const hn::FixedTag<float, 4> quad;
     hn::StoreU(hn::Mul(lane_sums(v[0], v[second], v[third], v[fourth]), hn::Set(quad, alpha)), quad, to);
   }
+  /// A number for each row, in every lane.
   template <int R>
-  static HWY_INLINE PerRow<R> spread(const float* numbers) {
-    PerRow<R> result;
-    for (int r = 0; r < R; ++r) result.row[r] = all(numbers[r]);
-    return result;
+  static HWY_INLINE void spread(const float* numbers, Vec (&to)[R]) {
+    for (int r = 0; r < R; ++r) to[r] = all(numbers[r]);
   }
   /// Means over rows, from vectors that add up to each row's sum.
   template <int R>
-  HWY_INLINE PerRow<R> means(const Vec (&v)[R]) const {
+  HWY_INLINE void means(const Vec (&v)[R], Vec (&to)[R]) const {
     float numbers[4];
     sums<R>(v, 1 / static_cast<float>(K), numbers);
-    return spread<R>(numbers);
+    spread<R>(numbers, to);
   }
   template <int R>
   static HWY_INLINE void clear(Vec (&v)[R]) {
@@ -78,7 +70,8 @@ struct Norm {
       const Vec b = load(bias + j);
       for (int i = 0; i < R; ++i) sum[i] = hn::Add(sum[i], hn::Add(load(x[i] + j), b));
     }
-    const PerRow<R> mean = means<R>(sum);
+    Vec mean[R];
+    means<R>(sum, mean);
     for (int64_t j = 0; j < padded; j += kLanes) {
       const Vec b = load(bias + j), used = load(valid + j);
       for (int i = 0; i < R; ++i) {
@@ -99,8 +92,8 @@ struct Norm {
   /// gradient of 1/2 |e|^2 by x. normalizes: x becomes xhat = scale x, which goes around the caches to `kept` too if
   /// that is somewhere; else x is xhat. e may be G. Adds |e|^2 to `loss`.
   template <bool normalizes, int R>
-  HWY_INLINE void loss_gradient(Rows<std::conditional_t<normalizes, float, const float>> x, const PerRow<R>& scale,
-                                const PerRow<R>& eta_r, Rows<float> kept, Rows<const float> v, Rows<const float> base,
+  HWY_INLINE void loss_gradient(Rows<std::conditional_t<normalizes, float, const float>> x, const Vec (&scale)[R],
+                                const Vec (&eta_r)[R], Rows<float> kept, Rows<const float> v, Rows<const float> base,
                                 Rows<float> e, Rows<float> G, Vec& loss) const {
     Vec u_sum[R], ux_sum[R];
     clear<R>(u_sum), clear<R>(ux_sum);
@@ -121,7 +114,8 @@ struct Norm {
         store(error, e[i] + j);
       }
     }
-    const PerRow<R> mean_u = means<R>(u_sum), mean_ux = means<R>(ux_sum);
+    Vec mean_u[R], mean_ux[R];
+    means<R>(u_sum, mean_u), means<R>(ux_sum, mean_ux);
     for (int64_t j = 0; j < padded; j += kLanes) {
       const Vec g = load(gamma + j), used = load(valid + j);
       for (int i = 0; i < R; ++i) {
@@ -134,7 +128,7 @@ struct Norm {
 
   /// From the gradient dy of LN(x): dx = r (h - <h> - xhat <h xhat>), h = gamma dy. Adds to dgamma and dbeta.
   template <int R>
-  HWY_INLINE void backward(Rows<const float> xhat, const PerRow<R>& scale_r, Rows<const float> dy, Rows<float> dx,
+  HWY_INLINE void backward(Rows<const float> xhat, const Vec (&scale_r)[R], Rows<const float> dy, Rows<float> dx,
                            float* dgamma, float* dbeta) const {
     Vec h_sum[R], hx_sum[R];
     clear<R>(h_sum), clear<R>(hx_sum);
@@ -151,7 +145,8 @@ struct Norm {
       store(for_gamma, dgamma + j);
       store(for_beta, dbeta + j);
     }
-    const PerRow<R> mean_h = means<R>(h_sum), mean_hx = means<R>(hx_sum);
+    Vec mean_h[R], mean_hx[R];
+    means<R>(h_sum, mean_h), means<R>(hx_sum, mean_hx);
     for (int64_t j = 0; j < padded; j += kLanes) {
       const Vec g = load(gamma + j), used = load(valid + j);
       for (int i = 0; i < R; ++i) {
@@ -196,8 +191,10 @@ struct Norm {
       mean_w[i] = eta[i] * mean_d[i];
       mean_wx[i] = eta[i] * mean_dx[i];
     }
-    const PerRow<R> step = spread<R>(eta), scale_r = spread<R>(r), w_mean = spread<R>(mean_w);
-    const PerRow<R> wx_mean = spread<R>(mean_wx), ux_mean = spread<R>(mean_ux);
+    Vec step[R], scale_r[R], w_mean[R];
+    spread<R>(eta, step), spread<R>(r, scale_r), spread<R>(mean_w, w_mean);
+    Vec wx_mean[R], ux_mean[R];
+    spread<R>(mean_wx, wx_mean), spread<R>(mean_ux, ux_mean);
     Vec x_sum[R], xx_sum[R];
     clear<R>(x_sum), clear<R>(xx_sum);
     for (int64_t j = 0; j < padded; j += kLanes) {
@@ -223,7 +220,8 @@ struct Norm {
     float mean_xx[4];
     sums<R>(xx_sum, each, mean_xx);
     for (int i = 0; i < R; ++i) mean_xx[i] += along[i];
-    const PerRow<R> mean_x = means<R>(x_sum), mean_x_xhat = spread<R>(mean_xx);
+    Vec mean_x[R], mean_x_xhat[R];
+    means<R>(x_sum, mean_x), spread<R>(mean_xx, mean_x_xhat);
     for (int64_t j = 0; j < padded; j += kLanes) {
       const Vec used = load(valid + j);
       for (int i = 0; i < R; ++i) {

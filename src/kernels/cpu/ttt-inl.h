@@ -273,7 +273,8 @@ struct Head {
       constexpr int R = decltype(count)::value;
       float r[R] = {};
       if (call.norm) norm.centre<R>(Z.from(first), bias, r);
-      const PerRow<R> scale_r = Norm::spread<R>(r);
+      Vec scale_r[R];
+      Norm::spread<R>(r, scale_r);
       for (int i = 0; i < R && call.q_rstd; ++i) call.q_rstd[at.token(first + i)] = r[i];
       for (int64_t j = 0; j < Kp; j += kLanes) {
         const Vec gamma = load(norm.gamma + j), beta = load(call.norm ? norm.beta + j : bias + j);
@@ -314,9 +315,10 @@ struct Head {
         keep(first + i, r[i]);
         eta_r[i] = eta(first + i) * r[i];
       }
-      const PerRow<R> step = Norm::spread<R>(eta_r);
+      Vec scale_r[R], step[R];
+      Norm::spread<R>(r, scale_r), Norm::spread<R>(eta_r, step);
       if (call.norm) {
-        return norm.loss_gradient<true, R>(X.from(first), Norm::spread<R>(r), step, normal.from(first), v.from(first),
+        return norm.loss_gradient<true, R>(X.from(first), scale_r, step, normal.from(first), v.from(first),
                                            base.from(first), G.from(first), G.from(first), squares);
       }
       for (int64_t j = 0; j < Kp; j += kLanes) {
@@ -419,7 +421,8 @@ struct HeadBackward : Head {
         r_[first + i] = call.norm ? call.k_rstd[at.token(first + i)] : 1;
         eta_r[i] = call.eta[at.token(first + i)] * r_[first + i];
       }
-      const PerRow<R> step = Norm::spread<R>(eta_r);
+      Vec step[R];
+      Norm::spread<R>(eta_r, step);
       const Rows<const float> x = normal.from(first);
       if (call.norm) {
         return norm.loss_gradient<false, R>(x, step, step, {}, v.from(first), base.from(first), e.from(first),
@@ -447,7 +450,9 @@ struct HeadBackward : Head {
       for (int i = 0; i < R; ++i) r[i] = call.norm ? call.q_rstd[at.token(first + i)] : 1;
       const Rows<float> to{dZ + first * Kp, Kp};
       if (call.norm) {
-        norm.backward<R>(zhat.from(first), Norm::spread<R>(r), o.from(first), to, dgamma, dbeta);
+        Vec scale_r[R];
+        Norm::spread<R>(r, scale_r);
+        norm.backward<R>(zhat.from(first), scale_r, o.from(first), to, dgamma, dbeta);
       }
       for (int i = 0; i < R; ++i) {
         if (!call.norm) copy(o[first + i], Kp, to[i]);

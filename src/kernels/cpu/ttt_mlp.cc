@@ -415,7 +415,7 @@ class Backward {
   float *P1_, *S1_, *P2_, *S2_;  // [C, Cp]
 };
 
-int64_t state_size(int64_t K) { return (K + 1) * Width::row_of(K) + 4 * K * padded(K); }
+[[maybe_unused]] int64_t state_size(int64_t K) { return (K + 1) * Width::row_of(K) + 4 * K * padded(K); }
 
 void gelu_all(const float* x, int64_t n, float* value, float* slope, float* curvature) {
   for (int64_t j = 0; j < n; j += kLanes) {
