@@ -27,7 +27,7 @@ cpu::RecurrenceCall cut(cpu::RecurrenceCall call, const Tensor& starts) {
     const bool* start = rows.defined() ? rows.const_data_ptr<bool>() + b * call.T : nullptr;
     for (int64_t t = 0; t < call.T;) {
       int64_t end = t + 1;
-      while (end < call.T && end - t < call.chunk_size() && !(start && start[end])) ++end;
+      while (end < call.T && end - t < cpu::kChunk && !(start && start[end])) ++end;
       call.chunks.push_back({t, end - t, start && start[t]});
       t = end;
     }

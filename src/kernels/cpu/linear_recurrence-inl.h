@@ -27,7 +27,6 @@
 #define LINEAL_KERNELS_CPU_LINEAR_RECURRENCE_INL_H_
 #endif
 
-#include <hwy/cache_control.h>
 #include <hwy/contrib/math/math-inl.h>
 
 #include "kernels/cpu/linear_recurrence.h"
@@ -41,7 +40,6 @@ namespace lineal::kernels::HWY_NAMESPACE::recurrence {
 using namespace lineal::kernels::cpu;
 
 constexpr int64_t kC = kChunk;
-constexpr int64_t kSolved = 8;  // rows of the triangular system between two products
 
 /// to [0, padded) = the n elements of x from `at` on, and zeros.
 inline void load_row(const Source& x, int64_t at, int64_t n, int64_t padded, float* to) {
@@ -75,7 +73,8 @@ inline void multiply(const float* y, int64_t n, float* x) {
 }
 
 /// Asks memory for what comes next, a few lines between the pieces of this chunk's products: all at once they would
-/// wait for one another.
+/// wait for one another. They come into the second level of cache: tokens are so far apart that in the first they would
+/// push one another out, and what is at hand.
 class Ahead {
  public:
   /// Of an x [B, T, H, n].
@@ -101,7 +100,7 @@ class Ahead {
     for (int64_t i = 0; i < kRows && left_ > 0; ++i, --left_, token_ += H_) {
       for (size_t l = 0; l < count_; ++l) {
         const char* row = start_[l] + token_ * row_bytes_[l];
-        for (int64_t j = 0; j < row_bytes_[l]; j += kLine) hwy::Prefetch(row + j);
+        for (int64_t j = 0; j < row_bytes_[l]; j += kLine) __builtin_prefetch(row + j, 0, 2);
       }
     }
   }
@@ -114,13 +113,54 @@ class Ahead {
   int64_t row_bytes_[8];
 };
 
+/// The right side Y [R, n] becomes its solution, Y_i - sum_{j<i} A_ij U_j with U_i = beta_i Y_i, in registers. A_ij is
+/// A[i * a_row + j * a_column]; the rows of Y and U are `row` apart.
+template <int R, int64_t a_row, int64_t a_column>
+HWY_NOINLINE void solve_block(int64_t n, const float* HWY_RESTRICT A, const float* HWY_RESTRICT beta, float* Y,
+                              float* U, int64_t row) {
+  for (int64_t v = 0; v < n; v += kLanes) {
+    Vec y[R];
+    LINEAL_UNROLL
+    for (int i = 0; i < R; ++i) y[i] = load(Y + i * row + v);
+    LINEAL_UNROLL
+    for (int i = 0; i < R; ++i) {
+      const Vec u = hn::Mul(all(beta[i]), y[i]);
+      store(y[i], Y + i * row + v);
+      store(u, U + i * row + v);
+      LINEAL_UNROLL
+      for (int t = i + 1; t < R; ++t) y[t] = hn::NegMulAdd(all(A[t * a_row + i * a_column]), u, y[t]);
+    }
+  }
+}
+
+/// The same of c rows, in blocks: what they take from earlier ones is a product.
+template <int64_t a_row, int64_t a_column>
+void solve_triangular(int64_t c, int64_t n, const float* A, const float* beta, float* Y, float* U, int64_t row) {
+  constexpr int kMost = kAccumulators * 2 / 3;
+  for (int64_t i = 0; i < c;) {
+    const auto block = [&](auto rows) {
+      constexpr int R = decltype(rows)::value;
+      product<Store::add>(R, n, i, {A + i * a_row, a_row, a_column}, U, row, Y + i * row, row, -1);
+      solve_block<R, a_row, a_column>(n, A + i * (a_row + a_column), beta + i, Y + i * row, U + i * row, row);
+      i += R;
+    };
+    if (c - i >= kMost) {
+      block(std::integral_constant<int, kMost>());
+    } else if (c - i >= 4) {
+      block(std::integral_constant<int, 4>());
+    } else {
+      block(std::integral_constant<int, 1>());
+    }
+  }
+}
+
 /// product in pieces.
 template <Store store>
 void product_ahead(Ahead& ahead, int64_t m, int64_t n, int64_t k, Elements a, const float* b, int64_t b_row, float* c,
-                   int64_t c_row) {
+                   int64_t c_row, float alpha = 1) {
   constexpr int64_t kPiece = 12;
   for (int64_t i = 0; i < m; i += kPiece, a.data += kPiece * a.row, c += kPiece * c_row) {
-    product<store>(std::min(kPiece, m - i), n, k, a, b, b_row, c, c_row);
+    product<store>(std::min(kPiece, m - i), n, k, a, b, b_row, c, c_row, alpha);
     ahead.some();
   }
 }
@@ -183,13 +223,8 @@ struct Head {
 
   /// [2C, C] = mask(X columns) . D, of an X [2C, n] whose rows ask and columns [n, C] that are stored.
   void scores(int64_t c, const float* x, int64_t n, int64_t x_row, const float* columns, float* to) const {
-    for (int64_t half = corrects ? 0 : 1; half < 2; ++half) {
-      for (int64_t j = 0; j < c; j += kAlign) {  // what lies above the diagonal is left out
-        const int64_t i = half * c + j;
-        product<Store::set>(c - j, std::min(kAlign, c - j), n, {x + i * x_row, x_row}, columns + j, kC, to + i * kC + j,
-                            kC);
-      }
-    }
+    const int64_t i = first(c);
+    product<Store::set>(rows(c), c, n, {x + i * x_row, x_row}, columns, kC, to + i * kC, kC);
     mask(c, to);
   }
 
@@ -223,7 +258,7 @@ struct Head {
       copy(row, Kp, d + i * Kp);
       if (i > 0) multiply(d + (i - 1) * Kp, Kp, d + i * Kp);
     }
-    std::fill(factor + c * Kp, factor + kChannelChunk * Kp, 1.0f);
+    std::fill(factor + c * Kp, factor + kC * Kp, 1.0f);
     std::fill_n(f + (c - 1) * Kp, Kp, 1.0f);
     for (int64_t j = c - 2; j >= 0; --j) {
       copy(f + (j + 1) * Kp, Kp, f + j * Kp);
@@ -252,6 +287,7 @@ struct Head {
       for (int64_t j = 0; j < std::min(c, t + kTokens); j += kLanes) {
         Vec A[kTokens], P[kTokens];
         hn::Mask<Wide> before[kTokens];
+        LINEAL_UNROLL
         for (int i = 0; i < kTokens; ++i) {
           A[i] = P[i] = hn::Zero(kWide);
           before[i] = hn::FirstN(kWide, static_cast<size_t>(std::max<int64_t>(0, t + i - j)));
@@ -260,6 +296,7 @@ struct Head {
           float* column = k_columns + n * kC + j;
           const float *decays = factor + t * Kp + n, *k = X + t * Kp + n, *q = k + c * Kp;
           Vec stored = load(column);
+          LINEAL_UNROLL
           for (int i = 0; i < kTokens; ++i) {
             stored = hn::Mul(stored, hn::IfThenElse(before[i], all(decays[i * Kp]), one));
             if (asks) A[i] = hn::MulAdd(all(k[i * Kp]), stored, A[i]);
@@ -267,7 +304,9 @@ struct Head {
           }
           store(stored, column);
         }
-        for (int i = 0; i < kTokens && t + i < c; ++i) {
+        LINEAL_UNROLL
+        for (int i = 0; i < kTokens; ++i) {
+          if (t + i >= c) break;
           if (asks) store(A[i], F + (t + i) * kC + j);
           store(P[i], F + (c + t + i) * kC + j);
         }

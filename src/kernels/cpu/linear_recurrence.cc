@@ -25,8 +25,10 @@ class Forward {
         Kp_(head_.Kp),
         Vp_(padded(columns)) {
     states_ = scratch.take(heads * K_ * Vp_);
+    Y_ = scratch.take(kC * Vp_);
     U_ = scratch.take(kC * Vp_);
-    Z_ = scratch.take(2 * kC * Vp_);
+    beta_ = scratch.take(kC);
+    o_ = scratch.take(kC * Vp_);
   }
   Forward(Scratch& scratch, const RecurrenceCall& call, const RecurrenceResult& result, int64_t heads)
       : Forward(scratch, call, result, heads, 0, call.V) {}
@@ -64,50 +66,45 @@ class Forward {
   }
 
   void chunk_of_head(int64_t b, int64_t h, const RecurrenceChunk& chunk, float* S) {
-    const int64_t c = chunk.count, half = head_.first(c);
+    const int64_t c = chunk.count;
     const auto at = [&](int64_t i) { return head_.token(b, h, chunk, i) * call_.V + column_; };
     head_.load_chunk(b, h, chunk);
     head_.scores(c);
-    product_ahead<Store::set>(ahead_, head_.rows(c), V_, K_, {head_.X + half * Kp_, Kp_}, S, Vp_, Z_ + half * Vp_, Vp_);
-    head_.decay_asking(c, Vp_, Z_);
-    for (int64_t i = 0; i < c; ++i) {
-      load_row(call_.v, at(i), V_, Vp_, U_ + i * Vp_);
-      if (head_.corrects) add_scaled(-1, Z_ + i * Vp_, Vp_, U_ + i * Vp_);
+    head_.decay_asking(c, Kp_, head_.X);
+    float* right = head_.corrects ? Y_ : U_;
+    for (int64_t i = 0; i < c; ++i) load_row(call_.v, at(i), V_, Vp_, right + i * Vp_);
+    if (head_.corrects) {
+      product_ahead<Store::add>(ahead_, c, V_, K_, {head_.X, Kp_}, S, Vp_, Y_, Vp_, -1);
+      solve(b, h, chunk);
     }
-    if (head_.corrects) solve(b, h, chunk);
-    float* o = Z_ + c * Vp_;
-    product<Store::add>(c, V_, c, {head_.F + c * kC, kC}, U_, Vp_, o, Vp_, 1, /*lower=*/true);
-    for (int64_t i = 0; i < c; ++i) store_row(o + i * Vp_, V_, result_.o, at(i));
+    const bool direct = !result_.o.bfloat16 && V_ == Vp_;
+    float* o = direct ? static_cast<float*>(result_.o.data) + at(0) : o_;
+    const int64_t o_row = direct ? call_.H * call_.V : Vp_;
+    product_ahead<Store::set>(ahead_, c, V_, K_, {head_.X + c * Kp_, Kp_}, S, Vp_, o, o_row);
+    product<Store::add>(c, V_, c, {head_.F + c * kC, kC}, U_, Vp_, o, o_row, 1, /*lower=*/true);
+    for (int64_t i = 0; !direct && i < c; ++i) store_row(o_ + i * Vp_, V_, result_.o, at(i));
     learn(c, S);
   }
 
   /// S of the next chunk.
   void learn(int64_t c, float* S) {
-    Elements k{head_.X, 1, Kp_};
     if (head_.decay == Decay::token) {
       for (int64_t i = 0; i < c; ++i) scale(head_.after(c, i), Vp_, U_ + i * Vp_);
       scale(head_.through(c), K_ * Vp_, S);
     } else if (head_.decay == Decay::channel) {
       for (int64_t n = 0; n < K_; ++n) scale(head_.channels_through(c)[n], Vp_, S + n * Vp_);
-      k = {head_.k_columns, kC};
     }
-    product_ahead<Store::add>(ahead_, K_, V_, c, k, U_, Vp_, S, Vp_);
+    product_ahead<Store::add>(ahead_, K_, V_, c, {head_.k_columns, kC}, U_, Vp_, S, Vp_);
   }
 
-  /// U from v - d k S.
+  /// U from Y = v - d k S.
   void solve(int64_t b, int64_t h, const RecurrenceChunk& chunk) {
     const int64_t c = chunk.count;
-    const float* A = head_.F;
-    for (int64_t first = 0; first < c; first += kSolved) {
-      const int64_t last = std::min(c, first + kSolved);
-      product<Store::add>(last - first, V_, first, {A + first * kC, kC}, U_, Vp_, U_ + first * Vp_, Vp_, -1);
-      for (int64_t i = first; i < last; ++i) {
-        float* U = U_ + i * Vp_;
-        product<Store::add>(1, V_, i - first, {A + i * kC + first, kC}, U_ + first * Vp_, Vp_, U, Vp_, -1);
-        const int64_t token = head_.token(b, h, chunk, i);
-        if (call_.errors) copy(U, V_, call_.errors + token * call_.V + column_);
-        scale(call_.beta[token], Vp_, U);
-      }
+    for (int64_t i = 0; i < c; ++i) beta_[i] = call_.beta[head_.token(b, h, chunk, i)];
+    solve_triangular<kC, 1>(c, Vp_, head_.F, beta_, Y_, U_, Vp_);
+    if (!call_.errors) return;
+    for (int64_t i = 0; i < c; ++i) {
+      copy(Y_ + i * Vp_, V_, call_.errors + head_.token(b, h, chunk, i) * call_.V + column_);
     }
   }
 
@@ -116,9 +113,9 @@ class Forward {
   Head head_;
   Ahead ahead_;
   int64_t K_, V_, column_, Kp_, Vp_;
-  float* states_;  // [heads][K, Vp]
-  float* U_;       // [C, Vp]
-  float* Z_;       // [2C, Vp]: d X S
+  float* states_;       // [heads][K, Vp]
+  float *Y_, *U_, *o_;  // [C, Vp]
+  float* beta_;         // [C]
 };
 
 /// Where there are fewer heads than threads, these share the columns of each head's V: the scores of a chunk are

@@ -7,8 +7,8 @@
 
 namespace lineal::kernels::cpu {
 
-/// The most tokens handled at once, and with a decay per channel, whose cost grows with their square.
-constexpr int64_t kChunk = 32, kChannelChunk = 16;
+/// The most tokens handled at once: the cost of a token grows with them, and that of a chunk is spread over them.
+constexpr int64_t kChunk = 16;
 
 /// A contiguous tensor of float32 or bfloat16, or null.
 struct Source {
@@ -34,7 +34,7 @@ struct RecurrenceCall {
   int64_t B, T, H, K, V;
   std::vector<RecurrenceChunk> chunks;  // of all rows, in order
   std::vector<int64_t> row_end;         // [B]: where the chunks of each row end
-  int64_t keep = 4;                     // chunks to one state saved for the backward pass
+  int64_t keep = 8;                     // chunks to one state saved for the backward pass
   Decay decay = Decay::none;
   Source q, k;                  // [B, T, H, K]
   Source v;                     // [B, T, H, V]
@@ -45,7 +45,6 @@ struct RecurrenceCall {
   float* errors = nullptr;  // [B, T, H, V]: Y, with beta
   float* states = nullptr;  // [states_saved(), K, V]: S at every keep-th chunk of each row and head
 
-  int64_t chunk_size() const { return decay == Decay::channel ? kChannelChunk : kChunk; }
   int64_t row_begin(int64_t b) const { return b == 0 ? 0 : row_end[static_cast<size_t>(b) - 1]; }
   int64_t row_chunks(int64_t b) const { return row_end[static_cast<size_t>(b)] - row_begin(b); }
   /// Rounded up in every row: the states of row b and head h begin at saved_before(b, h).

@@ -46,6 +46,7 @@ class Backward {
     db_ = scratch.take(kC * width_);
     through_ = scratch.take(width_);
     diagonal_ = scratch.take(kC);
+    beta_ = scratch.take(kC);
   }
 
   /// From the last chunks to the first, some at a time: head after head, so that memory is read in its order.
@@ -194,27 +195,17 @@ class Backward {
     for (int64_t i = 0; i < c; ++i) diagonal_[i] = std::exchange(dF_[(c + i) * kC + i], 0.0f);
   }
 
-  /// N, and the gradients of v and beta.
+  /// N, and the gradients of v and beta. dU + A^T N is to -N as Y is to U in the forward pass, from the last row on.
   void solve(int64_t b, int64_t h, const RecurrenceChunk& chunk) {
-    const int64_t c = chunk.count;
-    const float* A = head_.F;
-    const auto add_later = [&](int64_t begin, int64_t end, int64_t from, int64_t to) {
-      product<Store::add>(end - begin, V_, to - from, {A + from * kC + begin, 1, kC}, E_ + from * Vp_, Vp_,
-                          dU_ + begin * Vp_, Vp_);
-    };
-    for (int64_t first = (c - 1) / kSolved * kSolved; first >= 0; first -= kSolved) {
-      const int64_t last = std::min(c, first + kSolved);
-      add_later(first, last, last, c);
-      for (int64_t i = last - 1; i >= first; --i) {
-        add_later(i, i + 1, i + 1, last);
-        const int64_t token = head_.token(b, h, chunk, i);
-        float *dU = dU_ + i * Vp_, *N = E_ + i * Vp_;
-        d_.beta[token] = dot(dU, Y_ + i * Vp_, Vp_);
-        scale(call_.beta[token], Vp_, dU);
-        store_row(dU, V_, d_.v, token * V_);
-        copy(dU, Vp_, N);
-        scale(-1, Vp_, N);
-      }
+    const int64_t c = chunk.count, end = c - 1;
+    for (int64_t i = 0; i < c; ++i) beta_[end - i] = call_.beta[head_.token(b, h, chunk, i)];
+    solve_triangular<-1, -kC>(c, Vp_, head_.F + end * (kC + 1), beta_, dU_ + end * Vp_, E_ + end * Vp_, -Vp_);
+    for (int64_t i = 0; i < c; ++i) {
+      float* N = E_ + i * Vp_;
+      const int64_t token = head_.token(b, h, chunk, i);
+      d_.beta[token] = dot(dU_ + i * Vp_, Y_ + i * Vp_, Vp_);
+      store_row(N, V_, d_.v, token * V_);
+      scale(-1, Vp_, N);
     }
   }
 
@@ -341,19 +332,19 @@ class Backward {
   Head head_;
   Ahead ahead_;
   int64_t K_, V_, Kp_, Vp_, state_size_;
-  float* states_;          // [keep][Vp, Kp]: S^T at the start of each chunk of a group
-  float *gradients_, *R_;  // [heads][Vp, Kp]: R^T of each head, and the one at hand
-  float* work_;            // [Kp, Vp]
-  float *Y_, *U_, *dU_;    // [C, Vp]
-  float* E_;               // [2C, Vp]
-  float* columns_;         // [Vp, C]
-  float* dF_;              // [2C, C]
-  float *dX_, *stored_;    // [2C, Kp]; [C, Kp]: gradients of what asks and of what is stored
-  float *raw_, *moving_;   // [2C, Kp]: X without d; [2C, lanes]: some channels of it on their way
-  int64_t width_;          // of rows of sums: Kp per channel, else their first element counts
-  float *da_, *db_;        // [C, width]: what dg sums over the tokens from its own on, and before it
-  float* through_;         // [width]
-  float* diagonal_;        // [C]: of dP
+  float* states_;            // [keep][Vp, Kp]: S^T at the start of each chunk of a group
+  float *gradients_, *R_;    // [heads][Vp, Kp]: R^T of each head, and the one at hand
+  float* work_;              // [Kp, Vp]
+  float *Y_, *U_, *dU_;      // [C, Vp]
+  float* E_;                 // [2C, Vp]
+  float* columns_;           // [Vp, C]
+  float* dF_;                // [2C, C]
+  float *dX_, *stored_;      // [2C, Kp]; [C, Kp]: gradients of what asks and of what is stored
+  float *raw_, *moving_;     // [2C, Kp]: X without d; [2C, lanes]: some channels of it on their way
+  int64_t width_;            // of rows of sums: Kp per channel, else their first element counts
+  float *da_, *db_;          // [C, width]: what dg sums over the tokens from its own on, and before it
+  float* through_;           // [width]
+  float *diagonal_, *beta_;  // [C]: of dP; of the tokens from the last
 };
 
 void backward(const RecurrenceCall& call, const RecurrenceGradients& gradients) {
