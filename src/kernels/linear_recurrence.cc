@@ -4,6 +4,7 @@
 
 #include "core/dims.h"
 #include "kernels/cpu/linear_recurrence.h"
+#include "kernels/filled.h"
 #include "kernels/kernels.h"
 
 namespace lineal::kernels {
@@ -54,10 +55,13 @@ class LinearRecurrence : public torch::autograd::Function<LinearRecurrence> {
     variable_list in = inputs.vec();
     cpu::RecurrenceCall call = pieces;
     point(call, in);
-    const Tensor o = at::empty_like(in[kV]), S = at::empty_like(in[kS]);
+    const Tensor o = filled_by_kernel(at::empty_like(in[kV])), S = at::empty_like(in[kS]);
     if (differentiable) {
-      in.push_back(call.beta ? at::empty(in[kV].sizes(), in[kS].options()) : at::empty({0}, in[kS].options()));
-      in.push_back(at::empty({call.states_saved(), call.K, call.V}, in[kS].options()));
+      const auto saves = [&](at::IntArrayRef sizes) {
+        in.push_back(filled_by_kernel(at::empty(sizes, in[kS].options())));
+      };
+      saves(call.beta ? in[kV].sizes() : at::IntArrayRef{0});
+      saves({call.states_saved(), call.K, call.V});
       keep(call, in);
       auto saved = c10::make_intrusive<Saved>();
       saved->call = call;
@@ -80,7 +84,7 @@ class LinearRecurrence : public torch::autograd::Function<LinearRecurrence> {
     keep(call, saved);
     const Tensor o = gradients[0].contiguous(), S_after = gradients[1].contiguous();
     variable_list d(kInputs);
-    for (int i = 0; i < kInputs; ++i) d[i] = at::empty_like(saved[i]);
+    for (int i = 0; i < kInputs; ++i) d[i] = filled_by_kernel(at::empty_like(saved[i]));
     cpu::linear_recurrence_backward(call, {source(o), data(S_after), target(d[kQ]), target(d[kK]), target(d[kV]),
                                            mutable_data(d[kBeta]), mutable_data(d[kG]), mutable_data(d[kS])});
     d.insert(d.end(), 2, Tensor());  // of the pieces and the flag

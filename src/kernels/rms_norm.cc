@@ -4,6 +4,7 @@
 
 #include "core/dims.h"
 #include "kernels/cpu/rms_norm.h"
+#include "kernels/filled.h"
 #include "kernels/kernels.h"
 
 namespace lineal::kernels {
@@ -29,8 +30,8 @@ cpu::NormCall make_call(const Tensor& x, const Tensor& added, const Tensor& weig
 
 /// y, the sum (x itself when nothing is added), and 1 / sqrt of each row.
 variable_list run(const cpu::NormCall& call, const Tensor& x) {
-  const Tensor y = at::empty_like(x, x.options().dtype(call.y_bfloat16 ? at::kBFloat16 : at::kFloat));
-  const Tensor sum = call.added ? at::empty_like(x) : x;
+  const Tensor y = filled_by_kernel(at::empty_like(x, x.options().dtype(call.y_bfloat16 ? at::kBFloat16 : at::kFloat)));
+  const Tensor sum = call.added ? filled_by_kernel(at::empty_like(x)) : x;
   const Tensor rstd = at::empty({call.rows}, x.options());
   cpu::rms_norm_forward(call, {y.mutable_data_ptr(), call.added ? sum.mutable_data_ptr<float>() : nullptr,
                                rstd.mutable_data_ptr<float>()});
@@ -61,7 +62,8 @@ class RmsNorm : public torch::autograd::Function<RmsNorm> {
     const auto given = [&](size_t i) {
       return i < gradients.size() && gradients[i].defined() ? gradients[i].contiguous() : Tensor();
     };
-    const Tensor dy = given(0), dsum = given(1), dx = at::empty_like(sum), dw = at::empty_like(weight);
+    const Tensor dy = given(0), dsum = given(1), dw = at::empty_like(weight);
+    const Tensor dx = filled_by_kernel(at::empty_like(sum));
     const Tensor narrow = present(added) && is_bfloat16(added) ? at::empty_like(added) : Tensor();
     const Tensor partials = at::empty({call.pieces(), call.D}, sum.options());
     cpu::rms_norm_backward(call, {.y = dy.defined() ? dy.const_data_ptr() : nullptr,

@@ -5,6 +5,7 @@
 #include "core/dims.h"
 #include "core/error.h"
 #include "kernels/cpu/selective_scan.h"
+#include "kernels/filled.h"
 #include "kernels/kernels.h"
 
 namespace lineal::kernels {
@@ -50,7 +51,8 @@ cpu::ScanCall make_call(const variable_list& in, const Tensor& starts, bool soft
 variable_list run(const variable_list& in, const Tensor& starts, bool softplus, const Tensor& states) {
   cpu::ScanCall call = make_call(in, starts, softplus);
   call.states = mutable_data(states);
-  const Tensor y = at::empty(in[kU].sizes(), in[kU].options()), h = at::empty(in[kH].sizes(), in[kH].options());
+  const Tensor y = filled_by_kernel(at::empty(in[kU].sizes(), in[kU].options()));
+  const Tensor h = at::empty(in[kH].sizes(), in[kH].options());
   cpu::selective_scan_forward(call, {any_data(y), mutable_data(h)});
   return {y, h};
 }
@@ -60,7 +62,8 @@ class SelectiveScan : public torch::autograd::Function<SelectiveScan> {
   /// y and h.
   static variable_list forward(AutogradContext* context, at::TensorList inputs, const Tensor& starts, bool softplus) {
     variable_list saved = inputs.vec();
-    const Tensor states = at::empty({make_call(saved, starts, softplus).states_size()}, saved[kH].options());
+    const Tensor states =
+        filled_by_kernel(at::empty({make_call(saved, starts, softplus).states_size()}, saved[kH].options()));
     const variable_list out = run(saved, starts, softplus, states);
     saved.push_back(starts);
     saved.push_back(states);
@@ -79,8 +82,8 @@ class SelectiveScan : public torch::autograd::Function<SelectiveScan> {
     call.states = mutable_data(in[kStates]);
     const Tensor y = with_tokens(gradients[0]), h_after = gradients[1].contiguous();
     variable_list d(kInputs);
-    for (int i = 0; i < kInputs; ++i) d[i] = at::empty(in[i].sizes(), in[i].options());
-    const auto work = [&](int64_t size) { return at::empty({size}, in[kH].options()); };
+    for (int i = 0; i < kInputs; ++i) d[i] = filled_by_kernel(at::empty(in[i].sizes(), in[i].options()));
+    const auto work = [&](int64_t size) { return filled_by_kernel(at::empty({size}, in[kH].options())); };
     const auto per_row = [&](int i) { return work(call.B * in[i].numel()); };
     const Tensor A_row = per_row(kA), skip_row = per_row(kD), bias_row = per_row(kBias);
     const Tensor partials = work(call.partials_size());

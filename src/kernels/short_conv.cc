@@ -5,6 +5,7 @@
 #include "core/dims.h"
 #include "core/error.h"
 #include "kernels/cpu/short_conv.h"
+#include "kernels/filled.h"
 #include "kernels/kernels.h"
 
 namespace lineal::kernels {
@@ -34,7 +35,8 @@ cpu::ConvCall make_call(const variable_list& in, const Tensor& starts, bool silu
 
 /// y and the window.
 variable_list run(const variable_list& in, const Tensor& starts, bool silu) {
-  const Tensor y = at::empty(in[kX].sizes(), in[kX].options()), window = at::empty_like(in[kWindow]);
+  const Tensor y = filled_by_kernel(at::empty(in[kX].sizes(), in[kX].options()));
+  const Tensor window = at::empty_like(in[kWindow]);
   cpu::short_conv_forward(make_call(in, starts, silu), {y.mutable_data_ptr(), mutable_data(window)});
   return {y, window};
 }
@@ -59,7 +61,7 @@ class ShortConvolution : public torch::autograd::Function<ShortConvolution> {
     const cpu::ConvCall call = make_call(in, in[kStarts], context->saved_data["silu"].toBool());
     const Tensor y = with_tokens(gradients[0]), window_after = gradients[1].contiguous();
     variable_list d(kInputs);
-    for (int i = 0; i < kInputs; ++i) d[i] = at::empty(in[i].sizes(), in[i].options());
+    for (int i = 0; i < kInputs; ++i) d[i] = filled_by_kernel(at::empty(in[i].sizes(), in[i].options()));
     const Tensor partials = at::empty({call.tasks() * call.partial_size()}, in[kWindow].options());
     cpu::short_conv_backward(call, {.y = tokens(y),
                                     .window_after = data(window_after),

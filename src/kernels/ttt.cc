@@ -3,8 +3,8 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "core/dims.h"
-#include "kernels/cpu/huge_pages.h"
 #include "kernels/cpu/ttt.h"
+#include "kernels/filled.h"
 #include "kernels/kernels.h"
 
 namespace lineal::kernels {
@@ -41,11 +41,6 @@ bool present(const Tensor& x) { return x.defined() && x.numel() > 0; }
 const float* data(const Tensor& x) { return present(x) ? x.const_data_ptr<float>() : nullptr; }
 float* mutable_data(const Tensor& x) { return present(x) ? x.mutable_data_ptr<float>() : nullptr; }
 cpu::Tokens<const void> tokens(const Tensor& x) { return {x.const_data_ptr(), x.scalar_type() == at::kBFloat16}; }
-/// Memory that the kernel fills.
-Tensor filled_by_kernel(const Tensor& fresh) {
-  cpu::huge_pages(fresh.mutable_data_ptr(), static_cast<int64_t>(fresh.nbytes()));
-  return fresh;
-}
 cpu::Tokens<void> mutable_tokens(const Tensor& x) { return {x.mutable_data_ptr(), x.scalar_type() == at::kBFloat16}; }
 
 /// Inputs in the order autograd sees them: these, then the inner model's weights three times, as W_0, W and D.
