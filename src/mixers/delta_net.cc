@@ -37,9 +37,6 @@ Dims check(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& beta
   return dims;
 }
 
-/// x / |x| over the last dimension.
-Tensor unit(const Tensor& x) { return x * (x.square().sum(-1, /*keepdim=*/true) + kLengthEps).rsqrt(); }
-
 }  // namespace
 
 std::pair<Tensor, Tensor> delta_rule_reference(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& beta,
@@ -59,9 +56,10 @@ std::pair<Tensor, Tensor> delta_rule_reference(const Tensor& q, const Tensor& k,
 std::pair<Tensor, Tensor> delta_rule_chunked(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& beta,
                                              Tensor S, int64_t chunk_size, const Segments& segments) {
   const Dims dims = check(q, k, v, beta, S);
-  const Chunks chunks(q, chunk_size, segments);
-  const Tensor Q = chunks.split(q), K = chunks.split(k), V = chunks.split(v);  // [B, H, n, C, K|V]
-  const Tensor b = chunks.split(beta.unsqueeze(3));                            // [B, H, n, C, 1]
+  const Chunks chunks(q.to(S.scalar_type()), chunk_size, segments);
+  const auto split = [&](const Tensor& x) { return chunks.split(x.to(S.scalar_type())); };
+  const Tensor Q = split(q), K = split(k), V = split(v);  // [B, H, n, C, K|V]
+  const Tensor b = chunks.split(beta.unsqueeze(3));       // [B, H, n, C, 1]
   const Tensor A = chunks.inside(at::matmul(b * K, K.transpose(-1, -2)), /*strict=*/true);
   // U = R - W S, both sides of (I + A) U solved for every chunk at once; the diagonal of ones is implied.
   const Tensor right = at::cat({b * V, chunks.before(b * K)}, -1);
@@ -77,7 +75,7 @@ std::pair<Tensor, Tensor> delta_rule_chunked(const Tensor& q, const Tensor& k, c
   }
   const Tensor scores = chunks.inside(at::matmul(Q, K.transpose(-1, -2)));
   const Tensor o = at::matmul(chunks.before(Q), at::stack(at_start, 2)) + at::matmul(scores, at::stack(U, 2));
-  return {chunks.join(o), S};
+  return {chunks.join(o).to(v.scalar_type()), S};
 }
 
 namespace {
@@ -138,7 +136,7 @@ class DeltaNet : public Mixer {
     const auto view = [&](LinearMap& map, const std::shared_ptr<ShortConv>& conv, const char* window) {
       Tensor y = map(x);
       y = conv ? conv->forward(y, state[window], segments, Activation::silu) : at::silu(y);
-      return y.to(type).unflatten(2, {H_, K_});  // [B, T, H, K]
+      return y.unflatten(2, {H_, K_});  // [B, T, H, K]
     };
     const Tensor q = view(q_proj_, conv_q_, "conv_q"), k = view(k_proj_, conv_k_, "conv_k");
     const Tensor v = view(v_proj_, conv_v_, "conv_v"), beta = b_proj_(x).to(type).sigmoid();
@@ -146,16 +144,24 @@ class DeltaNet : public Mixer {
     Tensor o;
     {
       const FullPrecision guard(x);
-      const Tensor scaled = unit(q) / std::sqrt(static_cast<double>(K_));
+      const auto of_length = [&](double length, const Tensor& y) {  // length y / sqrt(|y|^2 + eps), as a norm
+        const auto K = static_cast<double>(K_);
+        const Tensor weight = at::full({K_}, length / std::sqrt(K), state_options());
+        return rms_norm(y.to(type), weight, kLengthEps / K, /*narrow=*/v.scalar_type() == at::kBFloat16);
+      };
       const auto chunked = [&](const kernels::RecurrenceInput& in) {
         auto [out, S] = delta_rule_chunked(in.q, in.k, in.v, in.beta, in.S, config_.chunk_size, segments);
         return kernels::RecurrenceOutput{out, S};
       };
-      auto out =
-          kernels::use(kernels::delta_rule, chunked,
-                       {.q = scaled, .k = unit(k), .v = v, .beta = beta, .S = state["S"], .starts = segments.starts});
+      auto out = kernels::use(kernels::delta_rule, chunked,
+                              {.q = of_length(1 / std::sqrt(static_cast<double>(K_)), q),
+                               .k = of_length(1, k),
+                               .v = v,
+                               .beta = beta,
+                               .S = state["S"],
+                               .starts = segments.starts});
       state["S"] = out.S;
-      o = o_norm_->forward(out.o);
+      o = o_norm_->forward(out.o.to(type));
     }
     return o_proj_(o.flatten(2));
   }

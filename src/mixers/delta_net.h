@@ -16,7 +16,7 @@ using at::Tensor;
 std::pair<Tensor, Tensor> delta_rule_reference(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& beta,
                                                Tensor S, const Segments& segments = {});
 
-/// The same numbers, chunk_size tokens at once.
+/// The same numbers, chunk_size tokens at once, computed in the type of S; o has that of v.
 std::pair<Tensor, Tensor> delta_rule_chunked(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& beta,
                                              Tensor S, int64_t chunk_size, const Segments& segments = {});
 

@@ -131,6 +131,18 @@ TEST(DeltaNet, TheModuleIsItsFormulas) {
   }
 }
 
+TEST(DeltaNet, RoundedInputsAreComputedInTheTypeOfTheState) {
+  const Tensor q = normal({1, 9, 2, 5}, 1, at::kBFloat16), k = (0.4 * normal({1, 9, 2, 5}, 2)).to(at::kBFloat16),
+               v = normal({1, 9, 2, 3}, 3, at::kBFloat16), beta = normal({1, 9, 2}, 4).sigmoid();
+  const Tensor S = normal({1, 2, 5, 3}, 5);
+  const auto [o, last] = delta_rule_chunked(q, k, v, beta, S, 4);
+  const auto wide = [](const Tensor& x) { return x.to(at::kDouble); };
+  const auto [expected, last_expected] = delta_rule_chunked(wide(q), wide(k), wide(v), wide(beta), wide(S), 4);
+  EXPECT_EQ(o.scalar_type(), at::kBFloat16);
+  EXPECT_CLOSE_RMS(o, expected, 5e-3);
+  EXPECT_CLOSE_RMS(last, last_expected, 1e-5);
+}
+
 TEST(DeltaNet, ErrorsNameTheTensor) {
   EXPECT_ERROR(delta_rule_chunked(at::ones({1, 3, 2, 5}), at::ones({1, 3, 2, 5}), at::ones({1, 3, 2, 7}),
                                   at::ones({1, 3, 1}), at::ones({1, 2, 5, 7}), 4),

@@ -51,8 +51,9 @@ std::pair<Tensor, Tensor> linear_attention_reference(const Tensor& q, const Tens
 std::pair<Tensor, Tensor> linear_attention_chunked(const Tensor& q, const Tensor& k, const Tensor& v, Tensor S,
                                                    int64_t chunk_size, const Segments& segments) {
   check("linear_attention", q, k, v, S);
-  const Chunks chunks(q, chunk_size, segments);
-  const Tensor Q = chunks.split(q), K = chunks.split(k), V = chunks.split(v);  // [B, H, n, C, K|V]
+  const Chunks chunks(q.to(S.scalar_type()), chunk_size, segments);
+  const auto split = [&](const Tensor& x) { return chunks.split(x.to(S.scalar_type())); };
+  const Tensor Q = split(q), K = split(k), V = split(v);  // [B, H, n, C, K|V]
   const Tensor inside = at::matmul(chunks.inside(at::matmul(Q, K.transpose(-1, -2))), V);
   const auto added = at::matmul(chunks.after(K).transpose(-1, -2), V).unbind(2);  // n times [B, H, K, V]
   std::vector<Tensor> at_start;
@@ -61,7 +62,7 @@ std::pair<Tensor, Tensor> linear_attention_chunked(const Tensor& q, const Tensor
     S = chunks.pass(S, i) + added[static_cast<size_t>(i)];
   }
   const Tensor o = inside + at::matmul(chunks.before(Q), at::stack(at_start, 2));
-  return {chunks.join(o), S};
+  return {chunks.join(o).to(v.scalar_type()), S};
 }
 
 namespace {
@@ -117,13 +118,13 @@ class LinearAttention : public Mixer {
   Tensor forward(const Tensor& x, State& state, const Segments& segments) override {
     const Dims dims = check_input("linear_attention", x, state, D_);
     const auto type = state_options().dtype().toScalarType();
-    const auto heads = [&](const Tensor& y) { return y.to(type).unflatten(2, {H_, K_}); };
+    const auto heads = [&](const Tensor& y) { return y.unflatten(2, {H_, K_}); };
     Tensor q = heads(q_proj_(x)), k = heads(k_proj_(x)), v = heads(v_proj_(x));  // [B, T, H, K]
     state["position"] = segments.positions(state["position"], dims['T']).select(1, -1) + 1;
     Tensor o;
     {
       const FullPrecision guard(x);
-      if (config_.feature_map == "elu1") q = elu1(q), k = elu1(k);
+      if (config_.feature_map == "elu1") q = elu1(q.to(type)), k = elu1(k.to(type)), v = v.to(type);
       o = config_.normalize ? normalized(q, k, v, state, segments) : plain(q, k, v, state, segments);
       if (o_norm_) o = o_norm_->forward(o);
     }
@@ -149,10 +150,9 @@ class LinearAttention : public Mixer {
   }
 
   Tensor plain(const Tensor& q, const Tensor& k, const Tensor& v, State& state, const Segments& segments) const {
-    const Tensor scaled = q / std::sqrt(static_cast<double>(K_));
-    auto [o, S] = attend(scaled, k, v, state["S"], segments);
+    auto [o, S] = attend(q, k, v, state["S"], segments);
     state["S"] = S;
-    return o;
+    return o.to(S.scalar_type()) / std::sqrt(static_cast<double>(K_));
   }
 
   Tensor normalized(const Tensor& q, const Tensor& k, const Tensor& v, State& state, const Segments& segments) const {

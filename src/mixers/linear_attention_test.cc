@@ -146,6 +146,17 @@ TEST(LinearAttention, TheModuleIsItsFormulas) {
   }
 }
 
+TEST(LinearAttention, RoundedInputsAreComputedInTheTypeOfTheState) {
+  const Tensor q = normal({1, 9, 2, 5}, 1, at::kBFloat16), k = normal({1, 9, 2, 5}, 2, at::kBFloat16),
+               v = normal({1, 9, 2, 3}, 3, at::kBFloat16), S = normal({1, 2, 5, 3}, 4);
+  const auto [o, last] = linear_attention_chunked(q, k, v, S, 4);
+  const auto wide = [](const Tensor& x) { return x.to(at::kDouble); };
+  const auto [expected, last_expected] = linear_attention_chunked(wide(q), wide(k), wide(v), wide(S), 4);
+  EXPECT_EQ(o.scalar_type(), at::kBFloat16);
+  EXPECT_CLOSE_RMS(o, expected, 5e-3);
+  EXPECT_CLOSE_RMS(last, last_expected, 1e-6);
+}
+
 TEST(LinearAttention, RefusesWhatCannotBe) {
   const Json divides_by_zero = {{"normalize", true}};
   EXPECT_ERROR(make_mixer("linear_attention", divides_by_zero, 12), "expected feature_map elu1");

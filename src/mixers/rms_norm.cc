@@ -22,11 +22,13 @@ bool is_rounded(const Tensor& x) {
 
 }  // namespace
 
+Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps, bool narrow) {
+  return kernels::use(kernels::rms_norm, reference, {x, {}, weight, eps, narrow}).y;
+}
+
 RmsNorm::RmsNorm(int64_t D, double eps) : eps_(eps) { weight = register_parameter("weight", at::ones({D})); }
 
-Tensor RmsNorm::forward(const Tensor& x) const {
-  return kernels::use(kernels::rms_norm, reference, {x, {}, weight, eps_, is_rounded(x)}).y;
-}
+Tensor RmsNorm::forward(const Tensor& x) const { return rms_norm(x, weight, eps_, is_rounded(x)); }
 
 std::pair<Tensor, Tensor> RmsNorm::add(const Tensor& x, const Tensor& added) const {
   auto out = kernels::use(kernels::rms_norm, reference, {x, added, weight, eps_, is_rounded(x)});

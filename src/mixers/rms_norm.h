@@ -11,6 +11,9 @@ namespace lineal {
 
 using at::Tensor;
 
+/// x [..., D], weight [D] -> [..., D], in bfloat16 if `narrow`.
+Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps, bool narrow = false);
+
 /// Under bfloat16 autocast the norm is rounded to bfloat16, as it would be on its way into a matrix product.
 class RmsNorm : public torch::nn::Module {
  public:
