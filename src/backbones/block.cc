@@ -46,9 +46,17 @@ State Block::initial_state(int64_t B) const {
 }
 
 Tensor Block::forward(const Tensor& x, State& state, const Segments& segments) {
+  return run(x, state, segments, nullptr);
+}
+
+Tensor Block::step(const Tensor& x, State& pool, const Rows& rows) { return run(x, pool, {}, &rows); }
+
+Tensor Block::run(const Tensor& x, State& state, const Segments& segments, const Rows* rows) {
   Tensor y = x;
-  if (conv_) y = y + conv_->forward(conv_norm_->forward(y), state["conv"], segments);
-  const Tensor mixed = mixer_->forward(seq_norm_->forward(y), state.child("mixer"), segments);
+  if (conv_) y = y + conv_->forward(conv_norm_->forward(y), state["conv"], segments, Activation::none, rows);
+  State& own = state.child("mixer");
+  const Tensor normed_y = seq_norm_->forward(y);
+  const Tensor mixed = rows ? mixer_->step(normed_y, own, *rows) : mixer_->forward(normed_y, own, segments);
   if (!mlp_) return y + mixed;
   const auto [normed, sum] = ffn_norm_->add(y, mixed);
   return sum + mlp_->forward(normed);

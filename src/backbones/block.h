@@ -36,10 +36,14 @@ class Block : public torch::nn::Module {
   State initial_state(int64_t B) const;
   /// x [B, T, D] -> [B, T, D].
   Tensor forward(const Tensor& x, State& state, const Segments& segments);
+  /// x [B, 1, D] -> [B, 1, D], as Mixer::step.
+  Tensor step(const Tensor& x, State& pool, const Rows& rows);
   void reset_parameters(double deviation);
   Mixer& mixer() { return *mixer_; }
 
  private:
+  Tensor run(const Tensor& x, State& state, const Segments& segments, const Rows* rows);
+
   std::shared_ptr<RmsNorm> conv_norm_, seq_norm_, ffn_norm_;
   std::shared_ptr<ShortConv> conv_;
   std::shared_ptr<Mixer> mixer_;

@@ -1,6 +1,9 @@
 #include "backbones/language_model.h"
 
 #include <ATen/ATen.h>
+
+#include <algorithm>
+
 #include "backbones/recompute.h"
 #include "core/error.h"
 #include "core/memory.h"
@@ -143,12 +146,12 @@ State LanguageModel::initial_state(int64_t B) const {
 Tensor LanguageModel::embed(const Tensor& tokens) const {
   Dims("language_model").check(tokens, "BT", "tokens");
   if (tokens.size(1) < 1) fail("language_model: no tokens, expected at least one");
-  const Tensor bad = (tokens < 0).logical_or(tokens >= config_.vocab_size);
-  if (bad.any().item<bool>()) {
-    const Tensor where = bad.nonzero()[0];
-    fail("language_model: token id ", tokens.index({where[0], where[1]}).item<int64_t>(), " at [",
-         where[0].item<int64_t>(), ", ", where[1].item<int64_t>(), "] is out of range, expected 0 to ",
-         config_.vocab_size - 1);
+  const Tensor ids = tokens.to(at::kCPU, at::kLong).contiguous();
+  const int64_t *first = ids.const_data_ptr<int64_t>(), *end = first + ids.numel();
+  const auto bad = std::find_if(first, end, [&](int64_t id) { return id < 0 || id >= config_.vocab_size; });
+  if (bad != end) {
+    fail("language_model: token id ", *bad, " at [", (bad - first) / ids.size(1), ", ", (bad - first) % ids.size(1),
+         "] is out of range, expected 0 to ", config_.vocab_size - 1);
   }
   return at::embedding(embed_tokens_, tokens);
 }
@@ -168,6 +171,16 @@ Tensor LanguageModel::head(const Tensor& hidden) { return at::linear(hidden, hea
 
 Tensor LanguageModel::forward(const Tensor& tokens, State& state, const Segments& segments) {
   return head(hidden(tokens, state, segments));
+}
+
+Tensor LanguageModel::step(const Tensor& tokens, State& pool, const Rows& rows) {
+  const at::NoGradGuard no_grad;
+  const at::AutoDispatchBelowADInplaceOrView below;  // nothing here is recorded
+  Dims("language_model", {{'B', rows.count()}}).check(tokens, "B", "tokens");
+  Tensor x = embed(tokens.unsqueeze(1));
+  State& layers = pool.child("layers");
+  for (size_t i = 0; i < blocks_.size(); ++i) x = blocks_[i]->step(x, layers.child(std::to_string(i)), rows);
+  return head(norm_->forward(x)).squeeze(1);
 }
 
 int64_t LanguageModel::parameter_count() const { return count_parameters(*this); }

@@ -52,6 +52,10 @@ class LanguageModel : public torch::nn::Module {
   /// logits [B, T, N].
   Tensor forward(const Tensor& tokens, State& state, const Segments& segments = {});
 
+  /// The next token of some sequences of a pool, which is initial_state(P) or whatever came of it: tokens int64 [B] for
+  /// B = rows.count() -> logits [B, N]. Those rows change in place, as in Mixer::step; no gradients.
+  Tensor step(const Tensor& tokens, State& pool, const Rows& rows);
+
   /// tokens int64 [B, T] -> [B, T, D], checked.
   Tensor embed(const Tensor& tokens) const;
   const std::vector<std::shared_ptr<Block>>& blocks() const { return blocks_; }

@@ -34,6 +34,27 @@ TEST(LanguageModel, StatesAreFloat32UnlessTheModelIsFloat64) {
   }
 }
 
+TEST(LanguageModel, AStepIsForwardOnRowsOfAPool) {
+  at::manual_seed(3);
+  LanguageModel model(every_mixer());
+  at::NoGradGuard no_grad;
+  const int64_t P = 6;
+  State pool = model.initial_state(P);
+  model.forward(at::arange(P * 4).remainder(29).reshape({P, 4}), pool);
+  for (const auto& index : {std::vector<int64_t>{5, 0, 2}, {1}, {2, 4}}) {
+    const Rows rows(index, P);
+    const Tensor tokens = at::arange(rows.count()) * 7 + 1;
+    State alone = pool.rows(rows.index());
+    const Tensor expected = model.forward(tokens.unsqueeze(1), alone).squeeze(1);
+    EXPECT_CLOSE(model.step(tokens, pool, rows), expected, 1e-6);
+    const auto found = pool.rows(rows.index()).named(), wanted = alone.named();
+    for (size_t i = 0; i < found.size(); ++i) EXPECT_CLOSE(found[i].second, wanted[i].second, 1e-6) << found[i].first;
+  }
+  const Rows rows({1, 3}, P);
+  EXPECT_ERROR(model.step(at::tensor({1, 2, 3}), pool, rows), "tokens is [3], expected [B=2]");
+  EXPECT_ERROR(model.step(at::tensor({1, 29}), pool, rows), "token id 29 at [1, 0] is out of range, expected 0 to 28");
+}
+
 Tensor random_state() { return at::detail::getDefaultCPUGenerator().get_state(); }
 
 /// What a model draws is what its parameters need, and nothing when they are to be loaded.

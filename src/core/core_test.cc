@@ -4,6 +4,7 @@
 #include "core/dims.h"
 #include "core/error.h"
 #include "core/parse.h"
+#include "core/rows.h"
 #include "core/segments.h"
 #include "core/state.h"
 #include "testing/testing.h"
@@ -165,6 +166,25 @@ TEST(StateValue, RowsMoveBetweenBatchesOfDifferentLengths) {
   back.set_rows(at::tensor({1}), example(1, 5, 3));
   const Tensor set = back.child("layers").child("0").at("k").select(2, 1);
   EXPECT_CLOSE(set, at::tensor({0.f, 0.f, 0.f, 7.f, 7.f, 3.f, 3.f, 3.f, 3.f, 3.f}).reshape({2, 5}), 0);
+}
+
+TEST(StateValue, SetRowsWritesInPlace) {
+  State pool = example(3, 2, 1);
+  const Tensor k = pool.child("layers").child("0").at("k");
+  pool.set_rows(at::tensor({2, 0}), example(2, 2, 7));
+  EXPECT_TRUE(pool.child("layers").child("0").at("k").is_same(k));
+  EXPECT_CLOSE(k.select(2, 0).select(1, 0), at::tensor({7.f, 1.f, 7.f}), 0);
+}
+
+TEST(RowsOfAPool, AreDifferentAndInIt) {
+  const Rows rows({4, 0, 3}, 5);
+  EXPECT_EQ(rows.count(), 3);
+  EXPECT_EQ(rows.capacity(), 5);
+  EXPECT_CLOSE(rows.index(), at::tensor({4, 0, 3}), 0);
+  EXPECT_ERROR(Rows({4, 0, 4}, 5), "rows: 4 comes twice, expected different rows");
+  EXPECT_ERROR(Rows({4, 5}, 5), "rows: 5 is out of range, the pool has 5");
+  EXPECT_ERROR(Rows({4, -1}, 5), "rows: -1 is out of range");
+  EXPECT_ERROR(Rows({}, 5), "rows: none given");
 }
 
 TEST(SegmentsOfACall, CountDocumentsAndPositions) {

@@ -85,8 +85,16 @@ State State::detach() const {
 }
 
 int64_t State::batch() const {
-  for (const auto& [name, part] : named()) return part.size(0);
+  if (const Tensor* part = first_part()) return part->size(0);
   fail("state: it has no parts, so no batch size");
+}
+
+const Tensor* State::first_part() const {
+  if (!parts_.empty()) return &parts_.front().second;
+  for (const auto& [name, child] : children_) {
+    if (const Tensor* part = child.first_part()) return part;
+  }
+  return nullptr;
 }
 
 int64_t State::bytes() const {
@@ -127,7 +135,8 @@ void State::set_rows(const Tensor& index, const State& source) {
   for (auto& [name, part] : parts_) {
     const Tensor& from = source.at(name);
     const int64_t longest = part.dim() > 1 ? std::max(part.size(1), from.size(1)) : 0;
-    part = right_align(part, longest).index_copy(0, index.to(part.device(), at::kLong), right_align(from, longest));
+    part = right_align(part, longest);
+    part.index_copy_(0, index.to(part.device(), at::kLong), right_align(from, longest));
   }
   for (auto& [name, child] : children_) child.set_rows(index, source.child(name));
 }

@@ -38,7 +38,10 @@ class State {
   State clone() const;
   State detach() const;
 
+  /// Sequences it holds.
   int64_t batch() const;
+  /// The first part, or null without any.
+  const Tensor* first_part() const;
   /// Bytes of all parts, counts included.
   int64_t bytes() const;
 
@@ -48,7 +51,8 @@ class State {
   State fork(int64_t n) const;
   /// The rows of all states under one another; growing parts are padded with zeros on the left to the longest.
   static State cat(const std::vector<State>& states);
-  /// Writes `source`'s rows over the rows `index`, int64 [R].
+  /// Writes `source`'s rows over the rows `index`, int64 [R], in place: what shares memory with the parts changes too.
+  /// A part that has to grow for it is replaced.
   void set_rows(const Tensor& index, const State& source);
 
  private:

@@ -1,5 +1,7 @@
 #include "kernels/kernels.h"
 
+#include <ATen/ATen.h>
+
 #include "kernels/cpu/instructions.h"
 
 namespace lineal::kernels {
@@ -44,6 +46,17 @@ std::string summary() {
     if (operation->reference > 0) add("reference");
   }
   return result;
+}
+
+void take_rows(const Rows& rows, const std::vector<Tensor*>& parts) {
+  for (Tensor* part : parts) *part = part->index_select(0, rows.index().to(part->device()));
+}
+
+void put_rows(const Rows& rows, const std::vector<Tensor*>& parts, const std::vector<Tensor*>& pool) {
+  for (size_t i = 0; i < parts.size(); ++i) {
+    pool[i]->index_copy_(0, rows.index().to(pool[i]->device()), *parts[i]);
+    *parts[i] = *pool[i];
+  }
 }
 
 }  // namespace lineal::kernels

@@ -4,6 +4,10 @@
 //
 // An operation returns nothing where it has no kernel: for another device, type or shape. Nothing falls back silently:
 // `uses()` tells what ran, and under Choice::fused a missing kernel is an Error.
+//
+// Inputs with `rows` can step a pool. Then T is 1, no document starts, gradients are off, the parts of the state are
+// [P, ...] for any strides, and sequence b has row rows[b] of them, which changes in place; the result's state is the
+// pool's own tensors.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -15,6 +19,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "core/rows.h"
 
 namespace lineal::kernels {
 
@@ -50,6 +55,28 @@ std::string summary();
 /// names the widest to use.
 std::string cpu_instructions();
 
+/// Each part [P, ...] becomes its rows [B, ...].
+void take_rows(const Rows& rows, const std::vector<Tensor*>& parts);
+/// Writes the parts [B, ...] into those of the pool and has them be the pool's.
+void put_rows(const Rows& rows, const std::vector<Tensor*>& parts, const std::vector<Tensor*>& pool);
+
+template <class Result, class Reference, class... Inputs>
+Result by_reference(const Reference& reference, const Inputs&... inputs) {
+  return reference(inputs...);
+}
+
+template <class Result, class Reference, class Input>
+requires requires(Input input) { input.rows; }
+Result by_reference(const Reference& reference, const Input& input) {
+  if (!input.rows) return reference(input);
+  Input pool = input, own = input;
+  own.rows = nullptr;
+  take_rows(*input.rows, own.state());
+  Result result = reference(own);
+  put_rows(*input.rows, result.state(), pool.state());
+  return result;
+}
+
 /// The fused form of the operation or `reference`, as chosen.
 template <class Result, class... Inputs, class Reference>
 Result use(const Operation<Result, Inputs...>& operation, const Reference& reference,
@@ -65,7 +92,15 @@ Result use(const Operation<Result, Inputs...>& operation, const Reference& refer
     fail(operation.name, ": no fused kernel for this device, type and shape, expected --kernels auto or reference");
   }
   ++operation.reference;
-  return reference(inputs...);
+  return by_reference<Result>(reference, inputs...);
+}
+
+inline std::vector<Tensor*> parts_of(std::vector<Tensor>& W, std::vector<Tensor>& D) {
+  std::vector<Tensor*> parts;
+  for (auto* list : {&W, &D}) {
+    for (Tensor& part : *list) parts.push_back(&part);
+  }
+  return parts;
 }
 
 /// What a TTT layer's inner loop reads; formulas and letters in mixers/ttt.h. Weights are W1, b1, ... in the order of
@@ -81,12 +116,17 @@ struct TTTInput {
   std::vector<Tensor> W, D;     // [B, H, ...], at the start of the running inner batch, and its sums
   bool residual = true;         // g(x; W) = x + LN(f(x; W)), not LN(f(x; W))
   bool measure = false;
+  const Rows* rows = nullptr;  // of W and D
+
+  std::vector<Tensor*> state() { return parts_of(W, D); }
 };
 
 struct TTTOutput {
   Tensor o;                  // [B, T, H, K], of the type of q
   std::vector<Tensor> W, D;  // after the last token
   Tensor inner_loss;         // with `measure`: [2], mean over tokens before and after their inner batch's steps
+
+  std::vector<Tensor*> state() { return parts_of(W, D); }
 };
 
 extern const Operation<TTTOutput, TTTInput> ttt_linear, ttt_mlp;
@@ -101,11 +141,16 @@ struct RecurrenceInput {
   Tensor g;       // logarithms of decays, [B, T, H] or per channel [B, T, H, K], or undefined: none
   Tensor S;       // [B, H, K, V]
   Tensor starts;  // bool [B, T], where documents start with S = 0, or undefined
+  const Rows* rows = nullptr;
+
+  std::vector<Tensor*> state() { return {&S}; }
 };
 
 struct RecurrenceOutput {
   Tensor o;  // [B, T, H, V]
   Tensor S;  // after the last token
+
+  std::vector<Tensor*> state() { return {&S}; }
 };
 
 extern const Operation<RecurrenceOutput, RecurrenceInput> linear_attention, delta_rule;
@@ -123,11 +168,16 @@ struct ScanInput {
   bool softplus = false;  // the step is positive whatever delta is
   Tensor h;               // [B, D, N]
   Tensor starts;          // bool [B, T], where documents start with h = 0, or undefined
+  const Rows* rows = nullptr;
+
+  std::vector<Tensor*> state() { return {&h}; }
 };
 
 struct ScanOutput {
   Tensor y;  // [B, T, D], of the type of u
   Tensor h;  // after the last token
+
+  std::vector<Tensor*> state() { return {&h}; }
 };
 
 extern const Operation<ScanOutput, ScanInput> selective_scan;
@@ -140,11 +190,16 @@ struct ConvInput {
   Tensor window;  // [B, J-1, D], the inputs before x
   Tensor starts;  // bool [B, T], where documents start with a window of zeros, or undefined
   bool silu = false;
+  const Rows* rows = nullptr;
+
+  std::vector<Tensor*> state() { return {&window}; }
 };
 
 struct ConvOutput {
   Tensor y;       // [B, T, D], of the type of x
   Tensor window;  // the last J-1 inputs, zeros before the last document
+
+  std::vector<Tensor*> state() { return {&window}; }
 };
 
 extern const Operation<ConvOutput, ConvInput> short_conv;
@@ -167,12 +222,12 @@ extern const Operation<NormOutput, NormInput> rms_norm;
 /// What a rotary embedding reads; formulas in positions/rope.h.
 struct RopeInput {
   Tensor x;          // [B, T, H, K], K even
-  Tensor cos, sin;   // [P, K/2]
-  Tensor place;      // int64 [B, T], each token's row of cos and sin
+  Tensor c, s;       // [P, K], of each number's pair: cos, and sin with a minus for the first
+  Tensor place;      // int64 [B, T], each token's row of c and s
   bool interleaved;  // pairs (2i, 2i+1); else (i, i + K/2)
 };
 
-/// x rotated, of the type of x.
+/// x c + x' s, where x' has the numbers of each pair exchanged; of the type of x.
 extern const Operation<Tensor, RopeInput> rope;
 
 /// silu(gate) * up, both [..., F].

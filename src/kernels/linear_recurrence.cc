@@ -6,6 +6,8 @@
 #include "kernels/cpu/linear_recurrence.h"
 #include "kernels/filled.h"
 #include "kernels/kernels.h"
+#include "kernels/pool.h"
+#include "kernels/record.h"
 
 namespace lineal::kernels {
 namespace {
@@ -106,7 +108,7 @@ cpu::RecurrenceCall sized(const char* who, const RecurrenceInput& in) {
   if (in.beta.defined()) dims.check(in.beta, "BTH", "beta");
   const bool channels = in.g.defined() && in.g.dim() == 4;
   if (in.g.defined()) dims.check(in.g, channels ? "BTHK" : "BTH", "g");
-  dims.check(in.S, "BHKV", "S");
+  dims.check(in.S, in.rows ? "PHKV" : "BHKV", "S");
   if (in.starts.defined()) dims.check(in.starts, "BT", "starts");
   cpu::RecurrenceCall call{.B = dims['B'], .T = dims['T'], .H = dims['H'], .K = dims['K'], .V = dims['V']};
   if (in.g.defined()) call.decay = channels ? cpu::Decay::channel : cpu::Decay::token;
@@ -126,25 +128,30 @@ bool has_kernel(const RecurrenceInput& in) {
   return in.q.numel() > 0 && in.v.numel() > 0;
 }
 
+/// One token without gradients, in the rows of a pool or into a new state.
+RecurrenceOutput step(cpu::RecurrenceCall& call, const variable_list& inputs, const RecurrenceInput& in) {
+  point(call, inputs);
+  const Tensor starts = in.starts.defined() ? in.starts.contiguous() : Tensor();
+  const Tensor o = at::empty_like(inputs[kV]), S = in.rows ? in.S : at::empty_like(inputs[kS]);
+  const bool* restart = starts.defined() ? starts.const_data_ptr<bool>() : nullptr;
+  const cpu::StatePart moved = part(inputs[kS], S, in.rows);
+  record("lineal::linear_recurrence_step", [&] { cpu::linear_recurrence_step(call, restart, moved, target(o)); });
+  return {o, S};
+}
+
 std::optional<RecurrenceOutput> fused(const char* who, const RecurrenceInput& in) {
   cpu::RecurrenceCall call = sized(who, in);
-  if (!has_kernel(in)) return {};
+  if (!has_kernel(in) || (in.rows && !has_rows(in.S))) return {};
   variable_list inputs = {in.q, in.k, in.v, in.beta, in.g, in.S};
   bool differentiable = false;
   for (Tensor& x : inputs) {
     if (!x.defined()) continue;
     differentiable |= x.requires_grad();
-    x = x.contiguous();
+    if (!(in.rows && x.is_same(in.S))) x = x.contiguous();
   }
   differentiable &= at::GradMode::is_enabled();
-  if (call.T == 1 && !differentiable) {
-    point(call, inputs);
-    const Tensor starts = in.starts.defined() ? in.starts.contiguous() : Tensor();
-    const Tensor o = at::empty_like(inputs[kV]), S = at::empty_like(inputs[kS]);
-    cpu::linear_recurrence_step(call, starts.defined() ? starts.const_data_ptr<bool>() : nullptr,
-                                {target(o), mutable_data(S)});
-    return RecurrenceOutput{o, S};
-  }
+  check_step(who, in, in.S, call.B, call.T, differentiable);
+  if (call.T == 1 && !differentiable) return step(call, inputs, in);
   for (Tensor& x : inputs) {
     if (!x.defined()) x = at::empty({0}, in.S.options());
   }

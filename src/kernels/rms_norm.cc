@@ -6,6 +6,7 @@
 #include "kernels/cpu/rms_norm.h"
 #include "kernels/filled.h"
 #include "kernels/kernels.h"
+#include "kernels/record.h"
 
 namespace lineal::kernels {
 namespace {
@@ -13,10 +14,10 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-bool present(const Tensor& x) { return x.numel() > 0; }
-bool is_bfloat16(const Tensor& x) { return x.scalar_type() == at::kBFloat16; }
+bool present(const Tensor& x) { return x.defined() && x.numel() > 0; }
+bool is_bfloat16(const Tensor& x) { return x.defined() && x.scalar_type() == at::kBFloat16; }
 
-/// `added` is empty when nothing is.
+/// `added` is empty or undefined when nothing is.
 cpu::NormCall make_call(const Tensor& x, const Tensor& added, const Tensor& weight, double eps, bool narrow) {
   cpu::NormCall call{};
   call.D = x.size(-1), call.rows = x.numel() / call.D;
@@ -28,13 +29,14 @@ cpu::NormCall make_call(const Tensor& x, const Tensor& added, const Tensor& weig
   return call;
 }
 
-/// y, the sum (x itself when nothing is added), and 1 / sqrt of each row.
-variable_list run(const cpu::NormCall& call, const Tensor& x) {
+/// y, the sum (x itself when nothing is added), and for the backward pass 1 / sqrt of each row.
+variable_list run(const cpu::NormCall& call, const Tensor& x, bool differentiable) {
   const Tensor y = filled_by_kernel(at::empty_like(x, x.options().dtype(call.y_bfloat16 ? at::kBFloat16 : at::kFloat)));
   const Tensor sum = call.added ? filled_by_kernel(at::empty_like(x)) : x;
-  const Tensor rstd = at::empty({call.rows}, x.options());
-  cpu::rms_norm_forward(call, {y.mutable_data_ptr(), call.added ? sum.mutable_data_ptr<float>() : nullptr,
-                               rstd.mutable_data_ptr<float>()});
+  const Tensor rstd = differentiable ? at::empty({call.rows}, x.options()) : Tensor();
+  const cpu::NormResult result = {y.mutable_data_ptr(), call.added ? sum.mutable_data_ptr<float>() : nullptr,
+                                  differentiable ? rstd.mutable_data_ptr<float>() : nullptr};
+  record("lineal::rms_norm", [&] { cpu::rms_norm_forward(call, result); });
   return {y, sum, rstd};
 }
 
@@ -43,7 +45,7 @@ class RmsNorm : public torch::autograd::Function<RmsNorm> {
   /// y, and the sum if something is added.
   static variable_list forward(AutogradContext* context, const Tensor& x, const Tensor& added, const Tensor& weight,
                                double eps, bool narrow) {
-    const variable_list out = run(make_call(x, added, weight, eps, narrow), x);
+    const variable_list out = run(make_call(x, added, weight, eps, narrow), x, true);
     context->save_for_backward({out[1], added, weight, out[2]});
     context->saved_data["eps"] = eps;
     context->saved_data["narrow"] = narrow;
@@ -91,11 +93,15 @@ std::optional<NormOutput> fused(const NormInput& in) {
   if (!is_float(in.x) || !is_float(in.weight) || !present(in.x)) return {};
   if (adds && !is_float(in.added) && !(in.added.is_cpu() && is_bfloat16(in.added))) return {};
   const Tensor x = in.x.contiguous(), weight = in.weight.contiguous();
-  const Tensor added = adds ? in.added.contiguous() : at::empty({0}, x.options());
+  const Tensor added = adds ? in.added.contiguous() : Tensor();
   const bool differentiable =
-      at::GradMode::is_enabled() && (x.requires_grad() || weight.requires_grad() || added.requires_grad());
-  const variable_list out = differentiable ? RmsNorm::apply(x, added, weight, in.eps, in.narrow)
-                                           : run(make_call(x, added, weight, in.eps, in.narrow), x);
+      at::GradMode::is_enabled() && (x.requires_grad() || weight.requires_grad() || (adds && added.requires_grad()));
+  variable_list out;
+  if (differentiable) {  // which takes no undefined tensors
+    out = RmsNorm::apply(x, adds ? added : at::empty({0}, x.options()), weight, in.eps, in.narrow);
+  } else {
+    out = run(make_call(x, added, weight, in.eps, in.narrow), x, false);
+  }
   return NormOutput{out[0], adds ? out[1] : in.x};
 }
 

@@ -5,6 +5,7 @@
 #include "core/dims.h"
 #include "kernels/cpu/rope.h"
 #include "kernels/kernels.h"
+#include "kernels/record.h"
 
 namespace lineal::kernels {
 namespace {
@@ -15,17 +16,18 @@ using torch::autograd::variable_list;
 /// c and s are tables [P, K], see cpu/rope.h.
 Tensor run(const Tensor& x, const Tensor& c, const Tensor& s, const Tensor& place, bool interleaved, float sign) {
   const Tensor from = x.contiguous(), y = at::empty_like(from);
-  cpu::rope({.tokens = place.numel(),
-             .H = x.size(2),
-             .K = x.size(3),
-             .bfloat16 = x.scalar_type() == at::kBFloat16,
-             .interleaved = interleaved,
-             .sign = sign,
-             .x = from.const_data_ptr(),
-             .c = c.const_data_ptr<float>(),
-             .s = s.const_data_ptr<float>(),
-             .place = place.const_data_ptr<int64_t>(),
-             .y = y.mutable_data_ptr()});
+  const cpu::RopeCall call = {.tokens = place.numel(),
+                              .H = x.size(2),
+                              .K = x.size(3),
+                              .bfloat16 = x.scalar_type() == at::kBFloat16,
+                              .interleaved = interleaved,
+                              .sign = sign,
+                              .x = from.const_data_ptr(),
+                              .c = c.const_data_ptr<float>(),
+                              .s = s.const_data_ptr<float>(),
+                              .place = place.const_data_ptr<int64_t>(),
+                              .y = y.mutable_data_ptr()};
+  record("lineal::rope", [&] { cpu::rope(call); });
   return y;
 }
 
@@ -49,18 +51,15 @@ class Rope : public torch::autograd::Function<Rope> {
 };
 
 std::optional<Tensor> fused(const RopeInput& in) {
-  Dims dims("rope", {{'F', in.x.size(-1) / 2}});
+  Dims dims("rope");
   dims.check(in.x, "BTHK", "x");
-  dims.check(in.cos, "PF", "cos");
-  dims.check(in.sin, "PF", "sin");
+  dims.check(in.c, "PK", "c");
+  dims.check(in.s, "PK", "s");
   dims.check(in.place, "BT", "place");
   const auto type = in.x.scalar_type();
   if (!in.x.is_cpu() || (type != at::kFloat && type != at::kBFloat16) || in.x.numel() == 0) return {};
-  if (in.cos.scalar_type() != at::kFloat || in.sin.scalar_type() != at::kFloat) return {};
-  const auto both = [&](const Tensor& first, const Tensor& second) {  // of each pair, [P, K]
-    return in.interleaved ? at::stack({first, second}, 2).flatten(1) : at::cat({first, second}, 1);
-  };
-  const Tensor c = both(in.cos, in.cos), s = both(-in.sin, in.sin), place = in.place.contiguous();
+  if (in.c.scalar_type() != at::kFloat || in.s.scalar_type() != at::kFloat) return {};
+  const Tensor c = in.c.contiguous(), s = in.s.contiguous(), place = in.place.contiguous();
   const bool differentiable = at::GradMode::is_enabled() && in.x.requires_grad();
   return differentiable ? Rope::apply(in.x, c, s, place, in.interleaved) : run(in.x, c, s, place, in.interleaved, 1);
 }

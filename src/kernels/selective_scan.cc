@@ -7,6 +7,8 @@
 #include "kernels/cpu/selective_scan.h"
 #include "kernels/filled.h"
 #include "kernels/kernels.h"
+#include "kernels/pool.h"
+#include "kernels/record.h"
 
 namespace lineal::kernels {
 namespace {
@@ -54,6 +56,16 @@ variable_list run(const variable_list& in, const Tensor& starts, bool softplus, 
   const Tensor y = filled_by_kernel(at::empty(in[kU].sizes(), in[kU].options()));
   const Tensor h = at::empty(in[kH].sizes(), in[kH].options());
   cpu::selective_scan_forward(call, {any_data(y), mutable_data(h)});
+  return {y, h};
+}
+
+/// One token a row without gradients, in the rows of a pool or into a new state.
+ScanOutput step(const variable_list& in, const Tensor& starts, bool softplus, const Rows* rows) {
+  const Tensor y = at::empty(in[kU].sizes(), in[kU].options());
+  const Tensor h = rows ? in[kH] : at::empty(in[kH].sizes(), in[kH].options());
+  const cpu::ScanCall call = make_call(in, starts, softplus);
+  const cpu::StatePart moved = part(in[kH], h, rows);
+  record("lineal::selective_scan_step", [&] { cpu::selective_scan_step(call, moved, any_data(y)); });
   return {y, h};
 }
 
@@ -117,9 +129,9 @@ std::optional<ScanOutput> fused(const ScanInput& in) {
   if (in.D.defined()) dims.check(in.D, "D", "D");
   if (in.z.defined()) dims.check(in.z, "BTD", "z");
   if (in.bias.defined()) dims.check(in.bias, "D", "bias");
-  dims.check(in.h, "BDN", "h");
+  dims.check(in.h, in.rows ? "PDN" : "BDN", "h");
   if (in.starts.defined()) dims.check(in.starts, "BT", "starts");
-  if (in.u.numel() == 0 || in.B.numel() == 0) return {};
+  if (in.u.numel() == 0 || in.B.numel() == 0 || (in.rows && !has_rows(in.h))) return {};
   if (dims['D'] % dims['G'] != 0) {
     fail("selective_scan: B has ", dims['G'], " groups, expected a divisor of the ", dims['D'], " channels");
   }
@@ -133,12 +145,14 @@ std::optional<ScanOutput> fused(const ScanInput& in) {
     if (!x.defined()) x = at::empty({0}, in.u.options().dtype(per_token ? type : at::kFloat));
     if (!x.is_cpu() || x.scalar_type() != (per_token ? type : at::kFloat)) return {};
     differentiable |= x.requires_grad();
-    x = per_token && x.numel() > 0 ? with_tokens(x) : x.contiguous();
+    if (!(i == kH && in.rows)) x = per_token && x.numel() > 0 ? with_tokens(x) : x.contiguous();
   }
+  differentiable &= at::GradMode::is_enabled();
+  check_step("selective_scan", in, in.h, dims['B'], dims['T'], differentiable);
   const Tensor starts = in.starts.defined() ? in.starts.contiguous() : at::empty({0}, at::kBool);
-  const variable_list out = differentiable && at::GradMode::is_enabled()
-                                ? SelectiveScan::apply(at::TensorList(inputs), starts, in.softplus)
-                                : run(inputs, starts, in.softplus, Tensor());
+  if (dims['T'] == 1 && !differentiable) return step(inputs, starts, in.softplus, in.rows);
+  const variable_list out = differentiable ? SelectiveScan::apply(at::TensorList(inputs), starts, in.softplus)
+                                           : run(inputs, starts, in.softplus, Tensor());
   return ScanOutput{out[0], out[1]};
 }
 

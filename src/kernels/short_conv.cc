@@ -7,6 +7,8 @@
 #include "kernels/cpu/short_conv.h"
 #include "kernels/filled.h"
 #include "kernels/kernels.h"
+#include "kernels/pool.h"
+#include "kernels/record.h"
 
 namespace lineal::kernels {
 namespace {
@@ -38,6 +40,16 @@ variable_list run(const variable_list& in, const Tensor& starts, bool silu) {
   const Tensor y = filled_by_kernel(at::empty(in[kX].sizes(), in[kX].options()));
   const Tensor window = at::empty_like(in[kWindow]);
   cpu::short_conv_forward(make_call(in, starts, silu), {y.mutable_data_ptr(), mutable_data(window)});
+  return {y, window};
+}
+
+/// One token a row without gradients, in the rows of a pool or into a new window.
+ConvOutput step(const variable_list& in, const Tensor& starts, bool silu, const Rows* rows) {
+  const Tensor y = at::empty(in[kX].sizes(), in[kX].options());
+  const Tensor window = rows ? in[kWindow] : at::empty_like(in[kWindow]);
+  const cpu::ConvCall call = make_call(in, starts, silu);
+  const cpu::StatePart moved = part(in[kWindow], window, rows);
+  record("lineal::short_conv_step", [&] { cpu::short_conv_step(call, moved, y.mutable_data_ptr()); });
   return {y, window};
 }
 
@@ -81,11 +93,12 @@ std::optional<ConvOutput> fused(const ConvInput& in) {
   dims.check(in.weight, "D1J", "weight");
   dims.check(in.bias, "D", "bias");
   if (in.starts.defined()) dims.check(in.starts, "BT", "starts");
-  if (in.window.sizes() != at::IntArrayRef{dims['B'], dims['J'] - 1, dims['D']}) {
-    fail("short_conv: window is ", in.window.sizes(), ", expected [B=", dims['B'], ", J-1=", dims['J'] - 1,
-         ", D=", dims['D'], "]");
+  const int64_t kept = in.rows ? in.rows->capacity() : dims['B'];
+  if (in.window.sizes() != at::IntArrayRef{kept, dims['J'] - 1, dims['D']}) {
+    fail("short_conv: window is ", in.window.sizes(), ", expected [", in.rows ? "P=" : "B=", kept,
+         ", J-1=", dims['J'] - 1, ", D=", dims['D'], "]");
   }
-  if (in.x.numel() == 0) return {};
+  if (in.x.numel() == 0 || (in.rows && !has_rows(in.window))) return {};
   const at::ScalarType type = in.x.scalar_type();
   if (type != at::kFloat && type != at::kBFloat16) return {};
   variable_list inputs = {in.x, in.weight, in.bias, in.window};
@@ -94,12 +107,14 @@ std::optional<ConvOutput> fused(const ConvInput& in) {
     Tensor& x = inputs[i];
     if (!x.is_cpu() || (i != kX && x.scalar_type() != at::kFloat)) return {};
     differentiable |= x.requires_grad();
-    x = i == kX ? with_tokens(x) : x.contiguous();
+    if (!(i == kWindow && in.rows)) x = i == kX ? with_tokens(x) : x.contiguous();
   }
+  differentiable &= at::GradMode::is_enabled();
+  check_step("short_conv", in, in.window, dims['B'], dims['T'], differentiable);
   const Tensor starts = in.starts.defined() ? in.starts.contiguous() : at::empty({0}, at::kBool);
-  const variable_list out = differentiable && at::GradMode::is_enabled()
-                                ? ShortConvolution::apply(at::TensorList(inputs), starts, in.silu)
-                                : run(inputs, starts, in.silu);
+  if (dims['T'] == 1 && !differentiable) return step(inputs, starts, in.silu, in.rows);
+  const variable_list out =
+      differentiable ? ShortConvolution::apply(at::TensorList(inputs), starts, in.silu) : run(inputs, starts, in.silu);
   return ConvOutput{out[0], out[1]};
 }
 

@@ -5,6 +5,7 @@
 #include "core/dims.h"
 #include "kernels/cpu/swiglu.h"
 #include "kernels/kernels.h"
+#include "kernels/record.h"
 
 namespace lineal::kernels {
 namespace {
@@ -18,7 +19,7 @@ cpu::SwigluCall make_call(const Tensor& a, const Tensor& b) {
 
 Tensor run(const Tensor& a, const Tensor& b) {
   const Tensor y = at::empty_like(a);
-  cpu::swiglu_forward(make_call(a, b), y.mutable_data_ptr());
+  record("lineal::swiglu", [&] { cpu::swiglu_forward(make_call(a, b), y.mutable_data_ptr()); });
   return y;
 }
 

@@ -6,6 +6,8 @@
 #include "kernels/cpu/ttt.h"
 #include "kernels/filled.h"
 #include "kernels/kernels.h"
+#include "kernels/pool.h"
+#include "kernels/record.h"
 
 namespace lineal::kernels {
 namespace {
@@ -67,7 +69,6 @@ struct Call : torch::CustomClassHolder {
     raw.residual = in.residual;
     raw.norm = in.gamma.defined();
     raw.bias = weights > kernel.layers;
-    raw.blocks = inner_blocks(in, raw.B, raw.T, raw.C);
     raw.keep = kernel.keep;
     raw.state_size = kernel.state_size(raw.K);
   }
@@ -103,6 +104,7 @@ class InnerLoop : public torch::autograd::Function<InnerLoop> {
     const variable_list in = inputs.vec();
     auto call = c10::make_intrusive<Call>(kernel, options);
     cpu::TTTCall& raw = call->raw;
+    raw.blocks = inner_blocks(options, raw.B, raw.T, raw.C);
     const auto float32 = in[kEta].options();
     variable_list saved(kSaved);
     if (differentiable) {
@@ -194,12 +196,36 @@ void check(const cpu::TTTKernel& kernel, const TTTInput& in) {
   const size_t each = in.W.size() > kernel.layers ? 2 : 1;
   for (size_t i = 0; i < in.W.size(); ++i) {
     const size_t layer = i / each;
-    const std::vector<int64_t> expected = {B, H, i % each == 0 ? wide[layer] : 1, wide[layer + 1]};
+    const std::vector<int64_t> expected = {in.rows ? in.rows->capacity() : B, H, i % each == 0 ? wide[layer] : 1,
+                                           wide[layer + 1]};
     if (in.W[i].sizes() != expected || in.D[i].sizes() != expected) {
       fail(kernel.name, ": weight ", i, " is ", in.W[i].sizes(), ", its steps ", in.D[i].sizes(), ", expected ",
            at::IntArrayRef(expected));
     }
   }
+}
+
+/// One token a row without gradients, in the rows of a pool or into new weights.
+TTTOutput step(const cpu::TTTKernel& kernel, const TTTInput& in, const variable_list& inputs) {
+  Call call(kernel, in);
+  call.point_to(inputs, variable_list(kSaved));
+  const Tensor position =
+      in.starts.defined() ? in.position.masked_fill(in.starts.select(1, 0), 0) : in.position.contiguous();
+  TTTOutput out{at::empty_like(inputs[kQ]), {}, {}, {}};
+  const auto parts = [&](size_t first, std::vector<Tensor>& after) {
+    cpu::TTTStep::Parts result;
+    for (size_t i = 0; i < call.weights; ++i) {
+      const Tensor& before = inputs[first + i];
+      after.push_back(in.rows ? before : at::empty_like(before));
+      auto& layer = result[call.raw.bias ? i / 2 : i];
+      (call.raw.bias && i % 2 == 1 ? layer.b : layer.W) = part(before, after.back(), in.rows);
+    }
+    return result;
+  };
+  const auto W = parts(call.W, out.W), D = parts(call.D, out.D);
+  const cpu::TTTStep moved = {position.const_data_ptr<int64_t>(), W, D, mutable_tokens(out.o)};
+  record("lineal::ttt_step", [&] { kernel.step(call.raw, moved); });
+  return out;
 }
 
 std::optional<TTTOutput> fused(const cpu::TTTKernel& kernel, const TTTInput& in) {
@@ -213,9 +239,14 @@ std::optional<TTTOutput> fused(const cpu::TTTKernel& kernel, const TTTInput& in)
     Tensor& x = inputs[i];
     if (x.defined() && x.scalar_type() != (i <= kV ? type : at::kFloat)) return {};
     differentiable |= x.defined() && x.requires_grad();
-    x = x.defined() ? x.contiguous() : at::empty({0}, in.eta.options());
+    const bool in_place = in.rows && i >= kWeights + in.W.size();
+    if (in_place && !has_rows(x)) return {};
+    if (!in_place) x = x.defined() ? x.contiguous() : at::empty({0}, in.eta.options());
   }
   const bool record = differentiable && at::GradMode::is_enabled();
+  check_step(kernel.name, in, in.W[0], in.q.size(0), in.q.size(1), record);
+  if (in.q.size(1) == 1 && !record && !in.measure) return step(kernel, in, inputs);
+  if (in.rows) return {};
   const auto results = InnerLoop::apply(at::TensorList(inputs), in, kernel, record);
   const auto at = [&](size_t i) { return results.begin() + static_cast<std::ptrdiff_t>(i); };
   const size_t weights = in.W.size();

@@ -131,16 +131,30 @@ class DeltaNet : public Mixer {
   }
 
   Tensor forward(const Tensor& x, State& state, const Segments& segments) override {
-    const Dims dims = check_input("delta_net", x, state, D_);
+    return mix(x, state, segments, nullptr);
+  }
+  Tensor step(const Tensor& x, State& pool, const Rows& rows) override { return mix(x, pool, {}, &rows); }
+
+  void reset_parameters(double deviation) override {
+    for (auto* map : {&q_proj_, &k_proj_, &v_proj_, &b_proj_, &o_proj_}) reset_linear(*map, deviation);
+    for (auto* conv : {&conv_q_, &conv_k_, &conv_v_}) {
+      if (*conv) (*conv)->reset_parameters();
+    }
+    o_norm_->reset_parameters();
+  }
+
+ private:
+  Tensor mix(const Tensor& x, State& state, const Segments& segments, const Rows* rows) {
+    const Dims dims = check_input("delta_net", x, state, D_, rows);
     const auto type = state_options().dtype().toScalarType();
     const auto view = [&](LinearMap& map, const std::shared_ptr<ShortConv>& conv, const char* window) {
       Tensor y = map(x);
-      y = conv ? conv->forward(y, state[window], segments, Activation::silu) : at::silu(y);
+      y = conv ? conv->forward(y, state[window], segments, Activation::silu, rows) : at::silu(y);
       return y.unflatten(2, {H_, K_});  // [B, T, H, K]
     };
     const Tensor q = view(q_proj_, conv_q_, "conv_q"), k = view(k_proj_, conv_k_, "conv_k");
     const Tensor v = view(v_proj_, conv_v_, "conv_v"), beta = b_proj_(x).to(type).sigmoid();
-    state["position"] = segments.positions(state["position"], dims['T']).select(1, -1) + 1;
+    count(state, dims['T'], segments, rows);
     Tensor o;
     {
       const FullPrecision guard(x);
@@ -159,22 +173,14 @@ class DeltaNet : public Mixer {
                                .v = v,
                                .beta = beta,
                                .S = state["S"],
-                               .starts = segments.starts});
+                               .starts = segments.starts,
+                               .rows = rows});
       state["S"] = out.S;
       o = o_norm_->forward(out.o.to(type));
     }
     return o_proj_(o.flatten(2));
   }
 
-  void reset_parameters(double deviation) override {
-    for (auto* map : {&q_proj_, &k_proj_, &v_proj_, &b_proj_, &o_proj_}) reset_linear(*map, deviation);
-    for (auto* conv : {&conv_q_, &conv_k_, &conv_v_}) {
-      if (*conv) (*conv)->reset_parameters();
-    }
-    o_norm_->reset_parameters();
-  }
-
- private:
   DeltaNetConfig config_;
   int64_t D_, H_, K_;
   LinearMap q_proj_{nullptr}, k_proj_{nullptr}, v_proj_{nullptr}, b_proj_{nullptr}, o_proj_{nullptr};

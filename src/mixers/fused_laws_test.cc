@@ -1,5 +1,7 @@
 // The laws over fused kernels: every mixer of the table that has them, in float32, nothing falling back.
 #include <ATen/ATen.h>
+#include <c10/core/Allocator.h>
+#include <c10/util/ThreadLocalDebugInfo.h>
 
 #include <cctype>
 
@@ -69,6 +71,42 @@ TEST_P(FusedLaws, Batch) { EXPECT_EQ(batch_law(subject_), ""); }
 TEST_P(FusedLaws, RoundTrip) { EXPECT_EQ(round_trip_law(subject_), ""); }
 TEST_P(FusedLaws, FusedIsReference) { EXPECT_EQ(fused_law(subject_), ""); }
 TEST_P(FusedLaws, ConstantState) { EXPECT_EQ(constant_state_law(subject_), ""); }
+TEST_P(FusedLaws, Step) { EXPECT_EQ(step_law(subject_), ""); }
+
+/// The largest of the allocations of LibTorch while it is asked, in bytes.
+class Largest : public c10::MemoryReportingInfoBase {
+ public:
+  void reportMemoryUsage(void*, int64_t bytes, size_t, size_t, c10::Device) override {
+    largest = std::max(largest, bytes);
+  }
+  bool memoryProfilingEnabled() const override { return true; }
+  int64_t largest = 0;
+};
+
+/// A step in place makes no copy of a row's state, nor of a part of it.
+TEST_P(FusedLaws, StepAllocatesNoState) {
+  if (!find<MixerSpec>(GetParam().mixer).constant_state) GTEST_SKIP() << "steps on copies: its state grows";
+  const int64_t D = 192;
+  Json options = GetParam().options;
+  for (const auto& name : find<MixerSpec>(GetParam().mixer).config()->names()) {
+    if (name == "num_attention_heads") options[name] = 1;
+  }
+  const auto mixer = make_mixer(GetParam().mixer, options, D);
+  at::NoGradGuard no_grad;
+  State pool = mixer->initial_state(5);
+  const Rows rows({3, 1}, 5);
+  const Tensor x = normal({2, 1, D}, 1);
+  int64_t part = 0;
+  for (const auto& [name, tensor] : pool.named()) part = std::max(part, static_cast<int64_t>(tensor.nbytes()) / 5);
+  mixer->step(x, pool, rows);
+  const auto largest = std::make_shared<Largest>();
+  {
+    const c10::DebugInfoGuard guard(c10::DebugInfoKind::PROFILER_STATE, largest);
+    for (int64_t i = 0; i < 20; ++i) mixer->step(x, pool, rows);
+  }
+  EXPECT_GT(largest->largest, 0);
+  EXPECT_LT(largest->largest, part);
+}
 
 INSTANTIATE_TEST_SUITE_P(Mixers, FusedLaws, testing::ValuesIn(cases()), case_name);
 

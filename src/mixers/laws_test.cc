@@ -78,6 +78,7 @@ TEST_P(Laws, Batch) { EXPECT_EQ(batch_law(subject(24)), ""); }
 TEST_P(Laws, RoundTrip) { EXPECT_EQ(round_trip_law(subject(24)), ""); }
 TEST_P(Laws, Gradients) { EXPECT_EQ(gradient_law(subject(24)), ""); }
 TEST_P(Laws, ConstantState) { EXPECT_EQ(constant_state_law(subject(24)), ""); }
+TEST_P(Laws, Step) { EXPECT_EQ(step_law(subject(24)), ""); }
 
 /// reset_parameters leaves no parameter as it was, and making a mixer draws no numbers before it.
 TEST_P(Laws, ResetIsAFreshMixer) {

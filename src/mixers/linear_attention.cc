@@ -116,20 +116,9 @@ class LinearAttention : public Mixer {
   }
 
   Tensor forward(const Tensor& x, State& state, const Segments& segments) override {
-    const Dims dims = check_input("linear_attention", x, state, D_);
-    const auto type = state_options().dtype().toScalarType();
-    const auto heads = [&](const Tensor& y) { return y.unflatten(2, {H_, K_}); };
-    Tensor q = heads(q_proj_(x)), k = heads(k_proj_(x)), v = heads(v_proj_(x));  // [B, T, H, K]
-    state["position"] = segments.positions(state["position"], dims['T']).select(1, -1) + 1;
-    Tensor o;
-    {
-      const FullPrecision guard(x);
-      if (config_.feature_map == "elu1") q = elu1(q.to(type)), k = elu1(k.to(type)), v = v.to(type);
-      o = config_.normalize ? normalized(q, k, v, state, segments) : plain(q, k, v, state, segments);
-      if (o_norm_) o = o_norm_->forward(o);
-    }
-    return o_proj_(o.flatten(2));
+    return mix(x, state, segments, nullptr);
   }
+  Tensor step(const Tensor& x, State& pool, const Rows& rows) override { return mix(x, pool, {}, &rows); }
 
   void reset_parameters(double deviation) override {
     for (auto* map : {&q_proj_, &k_proj_, &v_proj_, &o_proj_}) reset_linear(*map, deviation);
@@ -137,28 +126,51 @@ class LinearAttention : public Mixer {
   }
 
  private:
+  Tensor mix(const Tensor& x, State& state, const Segments& segments, const Rows* rows) {
+    const Dims dims = check_input("linear_attention", x, state, D_, rows);
+    const auto type = state_options().dtype().toScalarType();
+    const auto heads = [&](const Tensor& y) { return y.unflatten(2, {H_, K_}); };
+    Tensor q = heads(q_proj_(x)), k = heads(k_proj_(x)), v = heads(v_proj_(x));  // [B, T, H, K]
+    count(state, dims['T'], segments, rows);
+    Tensor o;
+    {
+      const FullPrecision guard(x);
+      if (config_.feature_map == "elu1") q = elu1(q.to(type)), k = elu1(k.to(type)), v = v.to(type);
+      o = config_.normalize ? normalized(q, k, v, state, segments, rows) : plain(q, k, v, state, segments, rows);
+      if (o_norm_) o = o_norm_->forward(o);
+    }
+    return o_proj_(o.flatten(2));
+  }
+
   /// o and the final S.
   std::pair<Tensor, Tensor> attend(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& S,
-                                   const Segments& segments) const {
+                                   const Segments& segments, const Rows* rows) const {
     const auto chunked = [&](const kernels::RecurrenceInput& in) {
       auto [o, last] = linear_attention_chunked(in.q, in.k, in.v, in.S, config_.chunk_size, segments);
       return kernels::RecurrenceOutput{o, last};
     };
-    const auto out =
-        kernels::use(kernels::linear_attention, chunked, {.q = q, .k = k, .v = v, .S = S, .starts = segments.starts});
+    const auto out = kernels::use(kernels::linear_attention, chunked,
+                                  {.q = q, .k = k, .v = v, .S = S, .starts = segments.starts, .rows = rows});
     return {out.o, out.S};
   }
 
-  Tensor plain(const Tensor& q, const Tensor& k, const Tensor& v, State& state, const Segments& segments) const {
-    auto [o, S] = attend(q, k, v, state["S"], segments);
+  Tensor plain(const Tensor& q, const Tensor& k, const Tensor& v, State& state, const Segments& segments,
+               const Rows* rows) const {
+    auto [o, S] = attend(q, k, v, state["S"], segments, rows);
     state["S"] = S;
     return o.to(S.scalar_type()) / std::sqrt(static_cast<double>(K_));
   }
 
-  Tensor normalized(const Tensor& q, const Tensor& k, const Tensor& v, State& state, const Segments& segments) const {
+  Tensor normalized(const Tensor& q, const Tensor& k, const Tensor& v, State& state, const Segments& segments,
+                    const Rows* rows) const {
     const Tensor ones = at::ones({v.size(0), v.size(1), H_, 1}, v.options());
+    if (rows) {  // the parts are in place and cannot be joined
+      Tensor z = state["z"].unsqueeze(3);
+      const Tensor o = attend(q, k, v, state["S"], segments, rows).first;
+      return o / (attend(q, k, ones, z, segments, rows).first + kNormalizerEps);
+    }
     const Tensor start = at::cat({state["S"], state["z"].unsqueeze(3)}, 3);  // [B, H, K, V + 1]
-    const auto [o, S] = attend(q, k, at::cat({v, ones}, 3), start, segments);
+    const auto [o, S] = attend(q, k, at::cat({v, ones}, 3), start, segments, nullptr);
     state["S"] = own_storage(S.slice(3, 0, K_));
     state["z"] = own_storage(S.select(3, K_));
     return o.slice(3, 0, K_) / (o.slice(3, K_) + kNormalizerEps);

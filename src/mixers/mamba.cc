@@ -15,6 +15,7 @@
 #include "core/error.h"
 #include "core/state.h"
 #include "mixers/chunks.h"
+#include "mixers/derived.h"
 #include "mixers/linear.h"
 #include "mixers/mixer.h"
 #include "mixers/short_conv.h"
@@ -178,37 +179,9 @@ class Mamba : public Mixer {
   }
 
   Tensor forward(const Tensor& x, State& state, const Segments& segments) override {
-    const Dims dims = check_input("mamba", x, state, D_);
-    const auto views = in_proj_(x).chunk(2, 2);  // u, z [B, T, expand * D]
-    const Tensor u = conv_->forward(views[0], state["conv"], segments, Activation::silu);
-    const auto parts = x_proj_(u).split_with_sizes({rank_, config_.state_size, config_.state_size}, 2);
-    const Tensor step = at::linear(parts[0], dt_proj_->weight);  // its bias is added in full precision
-    state["position"] = segments.positions(state["position"], dims['T']).select(1, -1) + 1;
-    Tensor y;
-    {
-      const FullPrecision guard(x);
-      const auto chunked = [&](const kernels::ScanInput& in) {
-        return around_scan(in, [&](const Selective& core, const Tensor& h, const Segments& documents) {
-          return selective_scan(core, h, config_.chunk_size, documents);
-        });
-      };
-      const auto out = kernels::use(kernels::selective_scan, chunked,
-                                    {.u = u,
-                                     .delta = step,
-                                     .A = -A_log_.exp(),
-                                     .B = parts[1].unsqueeze(2),
-                                     .C = parts[2].unsqueeze(2),
-                                     .D = skip_,
-                                     .z = views[1],
-                                     .bias = dt_proj_->bias,
-                                     .softplus = true,
-                                     .h = state["ssm"],
-                                     .starts = segments.starts});
-      y = out.y;
-      state["ssm"] = out.h;
-    }
-    return out_proj_(y);
+    return mix(x, state, segments, nullptr);
   }
+  Tensor step(const Tensor& x, State& pool, const Rows& rows) override { return mix(x, pool, {}, &rows); }
 
   void reset_parameters(double deviation) override {
     at::NoGradGuard no_grad;
@@ -223,11 +196,46 @@ class Mamba : public Mixer {
   }
 
  private:
+  Tensor mix(const Tensor& x, State& state, const Segments& segments, const Rows* rows) {
+    const Dims dims = check_input("mamba", x, state, D_, rows);
+    const auto views = in_proj_(x).chunk(2, 2);  // u, z [B, T, expand * D]
+    const Tensor u = conv_->forward(views[0], state["conv"], segments, Activation::silu, rows);
+    const auto parts = x_proj_(u).split_with_sizes({rank_, config_.state_size, config_.state_size}, 2);
+    const Tensor step = at::linear(parts[0], dt_proj_->weight);  // its bias is added in full precision
+    count(state, dims['T'], segments, rows);
+    Tensor y;
+    {
+      const FullPrecision guard(x);
+      const auto chunked = [&](const kernels::ScanInput& in) {
+        return around_scan(in, [&](const Selective& core, const Tensor& h, const Segments& documents) {
+          return selective_scan(core, h, config_.chunk_size, documents);
+        });
+      };
+      const auto out = kernels::use(kernels::selective_scan, chunked,
+                                    {.u = u,
+                                     .delta = step,
+                                     .A = rates_(A_log_, [](const Tensor& A_log) { return -A_log.exp(); }),
+                                     .B = parts[1].unsqueeze(2),
+                                     .C = parts[2].unsqueeze(2),
+                                     .D = skip_,
+                                     .z = views[1],
+                                     .bias = dt_proj_->bias,
+                                     .softplus = true,
+                                     .h = state["ssm"],
+                                     .starts = segments.starts,
+                                     .rows = rows});
+      y = out.y;
+      state["ssm"] = out.h;
+    }
+    return out_proj_(y);
+  }
+
   MambaConfig config_;
   int64_t D_, inner_, rank_;
   LinearMap in_proj_{nullptr}, x_proj_{nullptr}, dt_proj_{nullptr}, out_proj_{nullptr};
   std::shared_ptr<ShortConv> conv_;
   Tensor A_log_, skip_;
+  Derived rates_;
 };
 
 }  // namespace

@@ -10,6 +10,7 @@
 
 #include "core/config.h"
 #include "core/dims.h"
+#include "core/rows.h"
 #include "core/segments.h"
 #include "core/state.h"
 
@@ -28,6 +29,12 @@ class Mixer : public torch::nn::Module {
   /// prefill T = the prompt, decoding T = 1. `segments` says where documents start: the state restarts there.
   virtual Tensor forward(const Tensor& x, State& state, const Segments& segments = {}) = 0;
 
+  /// One token for each of some sequences of a pool, a state of capacity() rows: x [B, 1, D] -> y [B, 1, D] for
+  /// B = rows.count(). Row rows[b] of the pool becomes the state after token b, in place; the others stay as they are.
+  /// The same numbers as forward on those rows; gradients must be off. This one computes exactly that; mixers with
+  /// kernels for it neither gather nor write back.
+  virtual Tensor step(const Tensor& x, State& pool, const Rows& rows);
+
   /// Fills every parameter with its initial value; weights of linear maps are N(0, deviation^2).
   virtual void reset_parameters(double deviation) = 0;
 
@@ -39,8 +46,11 @@ class Mixer : public torch::nn::Module {
  protected:
   /// What state parts are made of.
   at::TensorOptions state_options() const { return lineal::state_options(*this); }
-  /// Throws unless x is [B, T, D] with T >= 1 and the state has B rows; `who` is the mixer.
-  Dims check_input(const char* who, const Tensor& x, const State& state, int64_t D) const;
+  /// Throws unless x is [B, T, D] with T >= 1 and the state has B rows, or with rows, T = 1 and B of them, their
+  /// capacity; `who` is the mixer.
+  Dims check_input(const char* who, const Tensor& x, const State& state, int64_t D, const Rows* rows = nullptr) const;
+  /// Counts the call's T tokens in the part `position`; each token's place in its document, [B, T].
+  static Tensor count(State& state, int64_t T, const Segments& segments, const Rows* rows);
 };
 
 /// Recurrences run in the state's type even under bfloat16 autocast: switches autocast off for a scope.

@@ -15,14 +15,16 @@ Tensor ShortConv::initial_state(int64_t B, at::TensorOptions options) const {
   return at::zeros({B, weight.size(2) - 1, weight.size(0)}, options);
 }
 
-Tensor ShortConv::forward(const Tensor& x, Tensor& window, const Segments& segments, Activation activation) {
+Tensor ShortConv::forward(const Tensor& x, Tensor& window, const Segments& segments, Activation activation,
+                          const Rows* rows) {
   auto out = kernels::use(kernels::short_conv, short_conv_reference,
                           {.x = x,
                            .weight = weight,
                            .bias = bias,
                            .window = window,
                            .starts = segments.starts,
-                           .silu = activation == Activation::silu});
+                           .silu = activation == Activation::silu,
+                           .rows = rows});
   window = out.window;
   return out.y;
 }

@@ -20,8 +20,10 @@ class ShortConv : public torch::nn::Module {
   ShortConv(int64_t D, int64_t width);
   /// [B, J-1, D] of zeros.
   Tensor initial_state(int64_t B, at::TensorOptions options) const;
-  /// x [B, T, D], window [B, J-1, D] (becomes the last J-1 inputs) -> y [B, T, D].
-  Tensor forward(const Tensor& x, Tensor& window, const Segments& segments, Activation activation = Activation::none);
+  /// x [B, T, D], window [B, J-1, D] (becomes the last J-1 inputs) -> y [B, T, D]. With rows, window is a pool's, whose
+  /// rows change in place, and T is 1.
+  Tensor forward(const Tensor& x, Tensor& window, const Segments& segments, Activation activation = Activation::none,
+                 const Rows* rows = nullptr);
   void reset_parameters();
 
   Tensor weight, bias;

@@ -5,7 +5,6 @@
 
 #include "core/error.h"
 #include "mixers/linear.h"
-#include "positions/rope.h"
 
 namespace lineal {
 namespace {
@@ -299,20 +298,32 @@ State TTT::initial_state(int64_t B) const {
   return state;
 }
 
-Tensor TTT::token_scale() const {
+Tensor TTT::token_scale() {
   if (!token_idx_.defined()) return at::ones({config_.mini_batch_size}, state_options());
-  const Tensor i = at::arange(1, config_.mini_batch_size + 1, state_options());
-  return (i.reciprocal() + token_idx_).clamp_min(0);
+  return scale_(token_idx_, [&](const Tensor& token_idx) {
+    const Tensor i = at::arange(1, config_.mini_batch_size + 1, state_options());
+    return (i.reciprocal() + token_idx).clamp_min(0);
+  });
 }
 
-TTT::Views TTT::views(const Tensor& x, const Tensor& position, State& state, const Segments& segments) {
+const RopeTable& TTT::table(at::TensorOptions like) {
+  const auto type = like.dtype().toScalarType() == at::kDouble ? at::kDouble : at::kFloat;
+  if (!table_.c.defined() || table_.c.scalar_type() != type || table_.c.device() != like.device()) {
+    const Tensor places = at::arange(config_.mini_batch_size, like.dtype(at::kLong));
+    table_ = rope_table(places, K_, config_.rope_theta, RopePairs::interleaved, like);
+  }
+  return table_;
+}
+
+TTT::Views TTT::views(const Tensor& x, const Tensor& position, State& state, const Segments& segments,
+                      const Rows* rows) {
   Tensor q = q_proj_(x), k;
   if (config_.share_qk) {
-    const Tensor shared = q, window = state["conv"];
-    Tensor window_q = window, window_k = window;
-    q = conv_q_->forward(shared, window_q, segments);
-    k = conv_k_->forward(shared, window_k, segments);
-    state["conv"] = window_q;
+    const Tensor shared = q;
+    Tensor window = state["conv"];  // of both, so that only one of them may change it in place
+    if (rows) window = window.index_select(0, rows->index().to(window.device()));
+    k = conv_k_->forward(shared, window, segments);
+    q = conv_q_->forward(shared, state["conv"], segments, Activation::none, rows);
   } else {
     k = k_proj_(x);
   }
@@ -323,12 +334,13 @@ TTT::Views TTT::views(const Tensor& x, const Tensor& position, State& state, con
   Views views{heads(q), heads(k), heads(v), {}};
   if (config_.rope_theta > 0) {
     const Tensor place = position.remainder(config_.mini_batch_size);
-    views.q = rope(views.q, place, config_.rope_theta, RopePairs::interleaved);
-    views.k = rope(views.k, place, config_.rope_theta, RopePairs::interleaved);
+    const RopeTable& angles = table(views.q.options());
+    views.q = rope(views.q, place, angles, RopePairs::interleaved);
+    views.k = rope(views.k, place, angles, RopePairs::interleaved);
   }
   const FullPrecision guard(x);
   if (lr_weight_.defined()) {
-    const Tensor gate = at::matmul(x.to(type), lr_weight_.squeeze(1).t()) + lr_bias_.squeeze(1);  // [B, T, H]
+    const Tensor gate = at::linear(x.to(type), lr_weight_.squeeze(1), lr_bias_.squeeze(1));  // [B, T, H]
     views.eta = gate.sigmoid() * (config_.ttt_base_lr / static_cast<double>(K_));
   } else {
     views.eta = at::full({x.size(0), x.size(1), H_}, config_.ttt_base_lr, state_options());
@@ -336,15 +348,17 @@ TTT::Views TTT::views(const Tensor& x, const Tensor& position, State& state, con
   return views;
 }
 
-Tensor TTT::learn(const Views& views, const Tensor& position, const Segments& segments, State& state) {
+Tensor TTT::learn(const Views& views, const Tensor& position, State& state, const Segments& segments,
+                  const Rows* rows) {
   kernels::TTTInput in;
   in.q = views.q, in.k = views.k, in.v = views.v, in.eta = views.eta;
   in.scale = token_scale();
   if (config_.norm) in.gamma = norm_weight_, in.beta = norm_bias_;
-  in.position = state["position"];
+  in.position = position;
   in.starts = segments.starts;
   in.residual = config_.residual;
   in.measure = measure;
+  in.rows = rows;
   in.initial = weights_;
   for (Tensor& weight : in.initial) weight = weight.to(state_options());
   for (const auto& shape : shapes_) {
@@ -360,7 +374,6 @@ Tensor TTT::learn(const Views& views, const Tensor& position, const Segments& se
     state[shapes_[i].name] = out.W[i];
     state[shapes_[i].name + "_step"] = out.D[i];
   }
-  state["position"] = position.select(1, -1) + 1;
   if (measure) {
     measured = {{"inner_loss_before", out.inner_loss[0]}, {"inner_loss_after", out.inner_loss[1]}};
   }
@@ -368,20 +381,26 @@ Tensor TTT::learn(const Views& views, const Tensor& position, const Segments& se
 }
 
 Tensor TTT::forward(const Tensor& x, State& state, const Segments& segments) {
-  const Dims dims = check_input(name_.c_str(), x, state, D_);
-  const Tensor position = segments.positions(state["position"], dims['T']);  // [B, T]
-  const Views seen = views(x, position, state, segments);
+  return mix(x, state, segments, nullptr);
+}
+
+Tensor TTT::step(const Tensor& x, State& pool, const Rows& rows) { return mix(x, pool, {}, &rows); }
+
+Tensor TTT::mix(const Tensor& x, State& state, const Segments& segments, const Rows* rows) {
+  const Dims dims = check_input(name_.c_str(), x, state, D_, rows);
+  const Tensor position = count(state, dims['T'], segments, rows);  // [B, T]
+  const Views seen = views(x, position, state, segments, rows);
   Tensor o;
   {
     const FullPrecision guard(x);
-    o = learn(seen, position, segments, state).flatten(2);  // [B, T, D]
+    o = learn(seen, position.select(1, 0), state, segments, rows).flatten(2);  // [B, T, D]
   }
   o = post_norm_(o);
   if (config_.use_gate) o = o * at::gelu(g_proj_(x), "tanh");
   return o_proj_(o);
 }
 
-Weights TTT::current_weights(const State& state) const {
+Weights TTT::current_weights(const State& state) {
   const Tensor place = state.at("position").remainder(config_.mini_batch_size);  // [B]; 0: W has just been moved
   const Tensor scale = token_scale().index_select(0, (place - 1).clamp_min(0));
   Weights W, D;

@@ -13,9 +13,11 @@
 #include <torch/nn/modules/normalization.h>
 
 #include "kernels/kernels.h"
+#include "mixers/derived.h"
 #include "mixers/linear.h"
 #include "mixers/mixer.h"
 #include "mixers/short_conv.h"
+#include "positions/rope.h"
 
 namespace lineal {
 
@@ -103,21 +105,24 @@ class TTT : public Mixer {
   /// (tokens of the document read), and with share_qk the window `conv` [B, conv_kernel - 1, D].
   State initial_state(int64_t B) const override;
   Tensor forward(const Tensor& x, State& state, const Segments& segments) override;
+  Tensor step(const Tensor& x, State& pool, const Rows& rows) override;
   void reset_parameters(double deviation) override;
 
   /// The weights the last token was answered with, W - s_i D: [B, H, shape...] each, in the order of the inner model.
-  Weights current_weights(const State& state) const;
+  Weights current_weights(const State& state);
 
  private:
   struct Views {
     Tensor q, k, v;  // [B, T, H, K]
     Tensor eta;      // [B, T, H]
   };
-  Views views(const Tensor& x, const Tensor& position, State& state, const Segments& segments);
-  Tensor token_scale() const;
+  Tensor mix(const Tensor& x, State& state, const Segments& segments, const Rows* rows);
+  Views views(const Tensor& x, const Tensor& position, State& state, const Segments& segments, const Rows* rows);
+  Tensor token_scale();
+  const RopeTable& table(at::TensorOptions like);
   /// [B, H, shape...] each, in memory of their own, differentiable.
   Weights initial_weights(int64_t B) const;
-  Tensor learn(const Views& views, const Tensor& position, const Segments& segments, State& state);
+  Tensor learn(const Views& views, const Tensor& position, State& state, const Segments& segments, const Rows* rows);
 
   std::string name_;
   TTTConfig config_;
@@ -129,6 +134,8 @@ class TTT : public Mixer {
   std::shared_ptr<ShortConv> conv_q_, conv_k_;
   torch::nn::LayerNorm post_norm_{nullptr};
   Tensor lr_weight_, lr_bias_, token_idx_, norm_weight_, norm_bias_;
+  Derived scale_;
+  RopeTable table_;  // of the places in an inner batch
 };
 
 /// The two published inner models; `bias` off leaves out b1 and b2.

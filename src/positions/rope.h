@@ -4,6 +4,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/TensorOptions.h>
 
 namespace lineal {
 
@@ -12,7 +13,19 @@ using at::Tensor;
 /// Which two components make pair i: (2i, 2i+1), or (i, i + K/2).
 enum class RopePairs { interleaved, halves };
 
-/// x [B, T, H, K] with K even, position int64 [B, T] -> x rotated, same type. Angles are computed in float64.
+/// Angles of some positions, what kernels::RopeInput names c and s: [P, K].
+struct RopeTable {
+  Tensor c, s;
+};
+
+/// Of positions [P], any integers or float64; `like`: the type (float32 for narrower ones) and device of what they will
+/// turn. Angles are computed in float64.
+RopeTable rope_table(const Tensor& position, int64_t K, double theta, RopePairs pairs, at::TensorOptions like);
+
+/// x [B, T, H, K] with K even, place int64 [B, T], each token's row of the table -> x rotated, same type.
+Tensor rope(const Tensor& x, const Tensor& place, const RopeTable& table, RopePairs pairs);
+
+/// x [B, T, H, K] with K even, position int64 [B, T] -> x rotated, same type.
 Tensor rope(const Tensor& x, const Tensor& position, double theta, RopePairs pairs);
 
 }  // namespace lineal

@@ -7,6 +7,7 @@
 #include <filesystem>
 
 #include "core/error.h"
+#include "core/rows.h"
 #include "core/safetensors.h"
 #include "kernels/kernels.h"
 #include "testing/testing.h"
@@ -365,6 +366,92 @@ std::string constant_state_law(const Subject& subject) {
         return text("the state has ", state.bytes(), " bytes ", after, ", expected ", bytes);
       }
       if (auto found = storage_difference(subject, state); !found.empty()) return after + ": " + found;
+    }
+  }
+  return "";
+}
+
+namespace {
+
+/// P rows that have read different texts, the first of them nothing.
+State make_pool(const Subject& subject, int64_t P) {
+  std::vector<State> rows = {subject.mixer->initial_state(1)};
+  while (std::ssize(rows) < P) {
+    const int64_t T = 3 * std::ssize(rows) - 2;
+    rows.push_back(read(subject, subject.mixer->initial_state(1), tokens(subject, 1, T, 80 + T)).state);
+  }
+  return State::cat(rows).detach();
+}
+
+/// The same numbers, every second row of tensors twice as long.
+State with_gaps(const State& pool) {
+  return pool.map([](const Tensor& part) { return at::stack({part, at::ones_like(part)}, 1).select(1, 0); });
+}
+
+/// The same numbers, each row's last dimension first in memory.
+State turned(const State& pool) {
+  return pool.map(
+      [](const Tensor& part) { return part.dim() < 3 ? part : part.transpose(1, -1).contiguous().transpose(1, -1); });
+}
+
+}  // namespace
+
+std::string step_law(const Subject& subject) {
+  if (!subject.causal) return "";
+  const bool fused = kernels::chosen() == kernels::Choice::fused;
+  const double tolerance = fused ? 0 : subject.tolerance;  // a step and forward have the same kernels
+  const int64_t P = 5;
+  const std::vector<std::vector<int64_t>> steps = {{3}, {4, 0, 2}, {0, 2, 4}, {1, 3}, {2, 1, 0, 3, 4}};
+  const State start = make_pool(subject, P);
+  const Tensor x = tokens(subject, P, 1, 1);
+  {
+    State pool = start.clone();
+    const Rows one({1}, P), other({1}, P + 1);
+    if (!throws_error([&] { subject.mixer->step(x.slice(0, 0, 1), pool, one); }, {"expected gradients to be off"})) {
+      return "a step with gradients is no Error";
+    }
+    at::NoGradGuard no_grad;
+    if (!throws_error([&] { subject.mixer->step(x, pool, one); }, {"expected [B=1, 1, "})) {
+      return "other numbers of tokens and rows are no Error";
+    }
+    if (!throws_error([&] { subject.mixer->step(x.slice(0, 0, 1), pool, other); }, {"rows were chosen of 6"})) {
+      return "rows of a larger pool are no Error";
+    }
+    if (auto found = state_difference(pool, start, 0, false); !found.empty()) return "after an Error: " + found;
+  }
+  at::NoGradGuard no_grad;
+  std::vector<std::pair<std::string, State>> pools = {{"", start.clone()}, {"rows apart: ", with_gaps(start)}};
+  if (!fused) pools.emplace_back("rows turned: ", turned(start));
+  for (auto& [how, pool] : pools) {
+    for (int64_t n = 0; n < 40; ++n) {
+      const auto& index = steps[static_cast<size_t>(n) % steps.size()];
+      const Rows rows(index, P);
+      const Tensor token = tokens(subject, rows.count(), 1, 90 + static_cast<uint64_t>(n));
+      const State before = pool.clone();
+      const auto parts = pool.named();
+      const Tensor y = subject.mixer->step(token, pool, rows);
+      const auto where = text(how, "step ", n, " of rows ", at::IntArrayRef(index), ": ");
+      Run expected{Tensor(), before.rows(rows.index())};
+      expected.y = subject.mixer->forward(token, expected.state);
+      if (auto found = difference(y, expected.y, tolerance); !found.empty()) return where + "output: " + found;
+      const State after = pool.rows(rows.index());
+      if (auto found = state_difference(after, expected.state, tolerance, !subject.constant_state); !found.empty()) {
+        return where + found;
+      }
+      std::vector<int64_t> others;
+      for (int64_t row = 0; row < P; ++row) {
+        if (std::find(index.begin(), index.end(), row) == index.end()) others.push_back(row);
+      }
+      const Tensor rest = at::tensor(others, at::kLong);
+      if (auto found = state_difference(pool.rows(rest), before.rows(rest), 0, !subject.constant_state);
+          !found.empty()) {
+        return where + "another row: " + found;
+      }
+      if (!subject.constant_state) continue;
+      const auto now = pool.named();
+      for (size_t i = 0; i < parts.size(); ++i) {
+        if (!now[i].second.is_same(parts[i].second)) return where + "part " + parts[i].first + " is another tensor";
+      }
     }
   }
   return "";

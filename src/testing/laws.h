@@ -38,6 +38,7 @@ std::string round_trip_law(const Subject& subject);      // 5
 std::string gradient_law(const Subject& subject);        // 6
 std::string fused_law(const Subject& subject);           // 7, for a float32 subject
 std::string constant_state_law(const Subject& subject);  // 8
+std::string step_law(const Subject& subject);            // 9
 
 /// "" when both states have the same parts with the same numbers. Growing parts may differ in length by zeros at the
 /// front, if `growing`.

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels/cpu/state_part.h"
+
 namespace lineal::kernels::cpu {
 
 /// The most tokens handled at once: the cost of a token grows with them, and that of a chunk is spread over them.
@@ -72,8 +74,8 @@ struct RecurrenceGradients {
 void linear_recurrence_forward(const RecurrenceCall& call, const RecurrenceResult& result);
 void linear_recurrence_backward(const RecurrenceCall& call, const RecurrenceGradients& gradients);
 
-/// Forward of one token a row without what the backward pass needs: no chunks, S passes once through the registers.
-/// starts [B], or null: where the state is zero before the token.
-void linear_recurrence_step(const RecurrenceCall& call, const bool* starts, const RecurrenceResult& result);
+/// Forward of one token a row without what the backward pass needs: no chunks, S [P, H, K, V] passes once through the
+/// registers. starts [B], or null: where the state is zero before the token. o [B, 1, H, V].
+void linear_recurrence_step(const RecurrenceCall& call, const bool* starts, const StatePart& S, const Target& o);
 
 }  // namespace lineal::kernels::cpu

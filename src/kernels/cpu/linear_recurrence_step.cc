@@ -30,16 +30,19 @@ HWY_INLINE void columns(D wide, const Token& token, const float* S, float* S_aft
   const int64_t K = token.K, V = token.V;
   using V_ = hn::Vec<D>;
   V_ u[N], o[N];
+  LINEAL_UNROLL
   for (int n = 0; n < N; ++n) {
     u[n] = hn::LoadU(wide, token.v + column + n * lanes);
     o[n] = hn::Zero(wide);
   }
   if (corrects) {
     V_ z[N];
+    LINEAL_UNROLL
     for (int n = 0; n < N; ++n) z[n] = hn::Zero(wide);
     const float* row = S + column;
     for (int64_t i = 0; i < K; ++i, row += V) {
       const V_ k = hn::Set(wide, token.dk[i]), q = hn::Set(wide, token.dq[i]);
+      LINEAL_UNROLL
       for (int n = 0; n < N; ++n) {
         const V_ s = hn::LoadU(wide, row + n * lanes);
         z[n] = hn::MulAdd(k, s, z[n]);
@@ -47,6 +50,7 @@ HWY_INLINE void columns(D wide, const Token& token, const float* S, float* S_aft
       }
     }
     const V_ beta = hn::Set(wide, token.beta), kq = hn::Set(wide, token.kq);
+    LINEAL_UNROLL
     for (int n = 0; n < N; ++n) {
       u[n] = hn::Mul(beta, hn::Sub(u[n], z[n]));
       o[n] = hn::MulAdd(kq, u[n], o[n]);
@@ -56,6 +60,7 @@ HWY_INLINE void columns(D wide, const Token& token, const float* S, float* S_aft
   float* row_after = S_after + column;
   for (int64_t i = 0; i < K; ++i, row += V, row_after += V) {
     const V_ k = hn::Set(wide, token.k[i]), q = hn::Set(wide, token.q[i]), d = hn::Set(wide, token.d[i]);
+    LINEAL_UNROLL
     for (int n = 0; n < N; ++n) {
       V_ s = hn::LoadU(wide, row + n * lanes);
       if (decays) s = hn::Mul(d, s);
@@ -64,6 +69,7 @@ HWY_INLINE void columns(D wide, const Token& token, const float* S, float* S_aft
       hn::StoreU(s, wide, row_after + n * lanes);
     }
   }
+  LINEAL_UNROLL
   for (int n = 0; n < N; ++n) hn::StoreU(o[n], wide, token.o + column + n * lanes);
 }
 
@@ -80,7 +86,7 @@ void all_columns(const Token& token, const float* S, float* S_after) {
   for (; column < token.V; ++column) columns<corrects, decays, 1>(one, token, S, S_after, column);
 }
 
-void step(const RecurrenceCall& call, const bool* starts, const RecurrenceResult& result) {
+void step(const RecurrenceCall& call, const bool* starts, const StatePart& state, const Target& o) {
   const int64_t K = call.K, V = call.V, Kp = padded(K), Vp = padded(V);
   const auto some = [&](int64_t begin, int64_t end) {
     Scratch scratch;
@@ -101,8 +107,8 @@ void step(const RecurrenceCall& call, const bool* starts, const RecurrenceResult
         exponentials(kLanes, token.d);
         std::fill_n(token.d, Kp, token.d[0]);
       }
-      const float* S = call.S + i * K * V;
-      float* S_after = result.S + i * K * V;
+      const float* S = state.before(i / call.H) + i % call.H * K * V;
+      float* S_after = state.after(i / call.H) + i % call.H * K * V;
       if (restart) {  // reads the zeros it will overwrite
         std::fill_n(S_after, K * V, 0.0f);
         S = S_after;
@@ -119,7 +125,7 @@ void step(const RecurrenceCall& call, const bool* starts, const RecurrenceResult
       } else {
         decays ? all_columns<false, true>(token, S, S_after) : all_columns<false, false>(token, S, S_after);
       }
-      store_row(token.o, V, result.o, i * V);
+      store_row(token.o, V, o, i * V);
     }
   };
   constexpr int64_t kWorthThreads = 1 << 16;  // floats of state: fewer are done before a second thread has begun
@@ -136,8 +142,8 @@ namespace lineal::kernels {
 
 HWY_EXPORT(step);
 
-void cpu::linear_recurrence_step(const RecurrenceCall& call, const bool* starts, const RecurrenceResult& result) {
-  HWY_DYNAMIC_DISPATCH(step)(call, starts, result);
+void cpu::linear_recurrence_step(const RecurrenceCall& call, const bool* starts, const StatePart& S, const Target& o) {
+  HWY_DYNAMIC_DISPATCH(step)(call, starts, S, o);
 }
 
 }  // namespace lineal::kernels

@@ -6,6 +6,7 @@
 
 #include "kernels/cpu/numbers.h"
 #include "kernels/cpu/scratch.h"
+#include "kernels/cpu/state_part.h"
 
 namespace lineal::kernels::cpu {
 
@@ -61,6 +62,8 @@ struct ScanGradients {
 };
 
 void selective_scan_forward(const ScanCall& call, const ScanResult& result);
+/// Forward of one token a row: h [P, D, N] advances by it, y [B, 1, D].
+void selective_scan_step(const ScanCall& call, const StatePart& h, void* y);
 void selective_scan_backward(const ScanCall& call, const ScanGradients& gradients);
 
 }  // namespace lineal::kernels::cpu

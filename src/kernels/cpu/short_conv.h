@@ -6,6 +6,7 @@
 
 #include "kernels/cpu/numbers.h"
 #include "kernels/cpu/scratch.h"
+#include "kernels/cpu/state_part.h"
 
 namespace lineal::kernels::cpu {
 
@@ -46,6 +47,8 @@ struct ConvGradients {
 };
 
 void short_conv_forward(const ConvCall& call, const ConvResult& result);
+/// Forward of one token a row: window [P, J-1, D] moves on by it, y [B, 1, D].
+void short_conv_step(const ConvCall& call, const StatePart& window, void* y);
 void short_conv_backward(const ConvCall& call, const ConvGradients& gradients);
 
 }  // namespace lineal::kernels::cpu

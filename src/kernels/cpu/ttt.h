@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels/cpu/state_part.h"
+
 namespace lineal::kernels::cpu {
 
 /// Tokens of one row that belong to one inner batch: `count` of them from `first`, at `place` in their inner batch.
@@ -83,6 +85,19 @@ struct TTTGradients {
   Layers<float> initial, W, D;
 };
 
+/// What a step of one token a row changes beside giving o [B, 1, H, K]: the weights of each layer and their sums,
+/// [P, H, ...].
+struct TTTStep {
+  struct Part {
+    StatePart W, b;
+  };
+  using Parts = std::array<Part, 2>;
+
+  const int64_t* position;  // [B], of the token in its document: 0 starts from W_0
+  Parts W, D;
+  Tokens<void> o;
+};
+
 /// The kernels of one inner model.
 struct TTTKernel {
   const char* name;
@@ -90,9 +105,14 @@ struct TTTKernel {
   int64_t keep;  // TTTCall::keep that is fastest
   int64_t (*state_size)(int64_t K);
   void (*forward)(const TTTCall& call, const TTTResult& result);
+  /// Without what the backward pass needs; the call's T is 1, and it has no blocks.
+  void (*step)(const TTTCall& call, const TTTStep& step);
   void (*backward)(const TTTCall& call, const TTTGradients& gradients);
 };
 extern const TTTKernel ttt_linear, ttt_mlp;
+
+void ttt_linear_step(const TTTCall& call, const TTTStep& step);
+void ttt_mlp_step(const TTTCall& call, const TTTStep& step);
 
 /// The tanh form of gelu of x [n] with its first two derivatives, as TTT-MLP computes them.
 void gelu(const float* x, int64_t n, float* value, float* slope, float* curvature);

@@ -400,6 +400,7 @@ const TTTKernel ttt_linear = {
           HWY_DYNAMIC_DISPATCH(forward)
           (call, result);
         },
+    .step = ttt_linear_step,
     .backward =
         [](const TTTCall& call, const TTTGradients& d) {
           HWY_DYNAMIC_DISPATCH(backward)

@@ -457,6 +457,7 @@ const TTTKernel ttt_mlp = {
           HWY_DYNAMIC_DISPATCH(forward)
           (call, result);
         },
+    .step = ttt_mlp_step,
     .backward =
         [](const TTTCall& call, const TTTGradients& d) {
           HWY_DYNAMIC_DISPATCH(backward)
