@@ -87,7 +87,8 @@ Session::Session(std::shared_ptr<LanguageModel> model) : model_(std::move(model)
 }
 
 void Session::read(const std::vector<int64_t>& tokens) {
-  at::NoGradGuard no_grad;
+  const at::NoGradGuard no_grad;
+  const at::AutoDispatchBelowADInplaceOrView below;  // nothing here is recorded
   const int64_t N = model_->config().vocab_size;
   for (const int64_t token : tokens) {
     if (token < 0 || token >= N) fail("session: token id ", token, " is out of range, expected 0 to ", N - 1);
@@ -103,8 +104,12 @@ void Session::read(const std::vector<int64_t>& tokens) {
     tokens_ += to - from;
     if (to == T) logits_ = model_->head(hidden.slice(1, -1)).flatten().to(at::kFloat);
   }
-  for (const int64_t token : tokens) recent_.push_back(token);
-  while (recent_.size() > kRecent) recent_.pop_front();
+  for (const int64_t token : tokens) remember(token);
+}
+
+void Session::remember(int64_t token) {
+  recent_.push_back(token);
+  if (recent_.size() > kRecent) recent_.pop_front();
 }
 
 const Tensor& Session::logits() const {

@@ -46,6 +46,9 @@ class Session {
   static bool is_saved(const std::filesystem::path& path);
 
  private:
+  friend class SessionPool;
+  void remember(int64_t token);
+
   std::shared_ptr<LanguageModel> model_;
   State state_;
   Tensor logits_;
