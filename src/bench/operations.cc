@@ -1,7 +1,8 @@
 // Work is counted by the products of the formulas, a multiplication and an addition being two: of the forward pass
 // those of the form that needs the fewest, of the backward pass two for each of the forward pass. Elementwise parts,
 // and what a kernel computes again to save memory, are not counted. Traffic: the backward pass reads the inputs and the
-// gradient of o and writes the inputs' gradients; states are small beside them.
+// gradient of o and writes the inputs' gradients; states are small beside them. Of a step the state is what matters: of
+// TTT's it reads W and D and writes D, but at the ends of inner batches.
 #include "bench/operations.h"
 
 #include <ATen/ATen.h>
@@ -33,7 +34,30 @@ struct Benched {
   double (*flops)(const Sizes&);   // forward; three times as many with the backward pass
   double (*inputs)(const Sizes&);  // floats
   double (*outputs)(const Sizes&);
+  double (*step_flops)(const Sizes&);
+  double (*state)(const Sizes&);    // floats of it
+  double (*traffic)(const Sizes&);  // floats of it that a step reads or writes
 };
+
+/// Rows of a pool, all of them in turn in a random order.
+class Turns {
+ public:
+  explicit Turns(const Sizes& n) {
+    const Tensor order = at::randperm(n.pool, at::kLong);
+    for (int64_t i = 0; i + n.sessions <= n.pool; i += n.sessions) {
+      rows_.emplace_back(at::IntArrayRef(order.const_data_ptr<int64_t>() + i, static_cast<size_t>(n.sessions)), n.pool);
+    }
+  }
+  /// Null without a pool.
+  const Rows* next() { return rows_.empty() ? nullptr : &rows_[next_++ % rows_.size()]; }
+
+ private:
+  std::vector<Rows> rows_;
+  size_t next_ = 0;
+};
+
+/// Sequences of which there are states.
+int64_t states(const Sizes& n) { return n.pool > 0 ? n.pool : n.B; }
 
 Tensor random(std::vector<Tensor>& leaves, at::IntArrayRef shape, double scale = 1, double offset = 0) {
   leaves.push_back((at::randn(shape) * scale + offset).requires_grad_());
@@ -55,13 +79,15 @@ Prepared prepare_ttt(const kernels::Operation<kernels::TTTOutput, kernels::TTTIn
     std::vector<int64_t> shape = weight.shape;
     shape.insert(shape.begin(), n.H);
     in.initial.push_back(random(result.leaves, shape, 0.02));
-    shape.insert(shape.begin(), n.B);
+    shape.insert(shape.begin(), states(n));
     in.W.push_back(in.initial.back().detach().expand(shape).contiguous());
     in.D.push_back(at::zeros(shape));
   }
-  in.position = at::zeros({n.B}, at::kLong);
-  result.o = [=, &operation] {
+  in.position = at::full({n.B}, n.pool > 0 ? Sizes::C / 2 : 0, at::kLong);
+  const auto turns = std::make_shared<Turns>(n);
+  result.o = [=, &operation]() mutable {
     const auto reference = [&](const kernels::TTTInput& input) { return ttt_reference(*model, input, /*dual=*/true); };
+    in.rows = turns->next();
     return kernels::use(operation, reference, in).o;
   };
   return result;
@@ -76,8 +102,10 @@ Prepared prepare_recurrence(const kernels::Operation<kernels::RecurrenceOutput, 
   result.leaves.push_back(in.k);
   in.v = random(result.leaves, {n.B, n.T, n.H, n.K});
   if (delta) in.beta = random(result.leaves, {n.B, n.T, n.H}, 0.1, 0.5);
-  in.S = at::zeros({n.B, n.H, n.K, n.K});
-  result.o = [=, &operation] {
+  in.S = at::zeros({states(n), n.H, n.K, n.K});
+  const auto turns = std::make_shared<Turns>(n);
+  result.o = [=, &operation]() mutable {
+    in.rows = turns->next();
     const auto reference = [&](const kernels::RecurrenceInput& input) -> kernels::RecurrenceOutput {
       constexpr int64_t kChunk = 64;
       auto [o, S] = delta ? delta_rule_chunked(input.q, input.k, input.v, input.beta, input.S, kChunk)
@@ -98,8 +126,10 @@ Prepared prepare_scan(const Sizes& n) {
   in.delta = random(result.leaves, {n.B, n.T, D}, 0.001, 0.01);
   in.A = random(result.leaves, {D, Sizes::N}, 0.1, -2);
   for (Tensor* x : {&in.B, &in.C}) *x = random(result.leaves, {n.B, n.T, 1, Sizes::N});
-  in.h = at::zeros({n.B, D, Sizes::N});
-  result.o = [=] {
+  in.h = at::zeros({states(n), D, Sizes::N});
+  const auto turns = std::make_shared<Turns>(n);
+  result.o = [=]() mutable {
+    in.rows = turns->next();
     const auto reference = [&](const kernels::ScanInput& input) {
       return around_scan(input, [&](const Selective& core, const Tensor& h, const Segments& documents) {
         return selective_scan(core, h, kChunk, documents);
@@ -112,35 +142,65 @@ Prepared prepare_scan(const Sizes& n) {
 
 double per_head(const Sizes& n, double count) { return static_cast<double>(n.H) * count; }
 
+double square(const Sizes& n) { return per_head(n, 1.0 * n.K * n.K); }
+double twice_square(const Sizes& n) { return 2 * square(n); }
+
 const std::vector<Benched>& benched() {
   static const std::vector<Benched> all = {
       {kernels::ttt_linear,
        [](const Sizes& n) { return prepare_ttt(kernels::ttt_linear, linear_inner_model(/*bias=*/true), n); },
        // k W, q W and k^T G; the lower halves of q k^T and its product with G
        [](const Sizes& n) { return per_head(n, 6.0 * n.K * n.K + 2.0 * (n.C + 1) * n.K); },
-       [](const Sizes& n) { return per_head(n, 3.0 * n.K + 1); }, [](const Sizes& n) { return per_head(n, n.K); }},
+       [](const Sizes& n) { return per_head(n, 3.0 * n.K + 1); }, [](const Sizes& n) { return per_head(n, n.K); },
+       // k W, q W, q D and k^T G
+       [](const Sizes& n) { return per_head(n, 8.0 * n.K * n.K); },
+       [](const Sizes& n) { return per_head(n, 2.0 * n.K * (n.K + 1)); },
+       [](const Sizes& n) { return per_head(n, 3.0 * n.K * (n.K + 1)); }},
       {kernels::ttt_mlp,
        [](const Sizes& n) { return prepare_ttt(kernels::ttt_mlp, mlp_inner_model(/*bias=*/true), n); },
        // k W1, h W2, G2 W2^T, q W1, a W2, k^T G1 and h^T G2; the lower halves of q k^T and a h^T and their products
        // with G1 and G2
        [](const Sizes& n) { return per_head(n, 56.0 * n.K * n.K + 10.0 * (n.C + 1) * n.K); },
-       [](const Sizes& n) { return per_head(n, 3.0 * n.K + 1); }, [](const Sizes& n) { return per_head(n, n.K); }},
+       [](const Sizes& n) { return per_head(n, 3.0 * n.K + 1); }, [](const Sizes& n) { return per_head(n, n.K); },
+       // the seven above, q D1 and a D2
+       [](const Sizes& n) { return per_head(n, 72.0 * n.K * n.K); },
+       [](const Sizes& n) { return per_head(n, 2.0 * n.K * (8 * n.K + 5)); },
+       [](const Sizes& n) { return per_head(n, 3.0 * n.K * (8 * n.K + 5)); }},
       {kernels::linear_attention,
        [](const Sizes& n) { return prepare_recurrence(kernels::linear_attention, /*delta=*/false, n); },
        // k v^T and S^T q
        [](const Sizes& n) { return per_head(n, 4.0 * n.K * n.K); },
-       [](const Sizes& n) { return per_head(n, 3.0 * n.K); }, [](const Sizes& n) { return per_head(n, n.K); }},
+       [](const Sizes& n) { return per_head(n, 3.0 * n.K); }, [](const Sizes& n) { return per_head(n, n.K); },
+       [](const Sizes& n) { return per_head(n, 4.0 * n.K * n.K); }, square, twice_square},
       {kernels::delta_rule, [](const Sizes& n) { return prepare_recurrence(kernels::delta_rule, /*delta=*/true, n); },
        // S^T k, k u^T and S^T q
        [](const Sizes& n) { return per_head(n, 6.0 * n.K * n.K); },
-       [](const Sizes& n) { return per_head(n, 3.0 * n.K + 1); }, [](const Sizes& n) { return per_head(n, n.K); }},
+       [](const Sizes& n) { return per_head(n, 3.0 * n.K + 1); }, [](const Sizes& n) { return per_head(n, n.K); },
+       [](const Sizes& n) { return per_head(n, 6.0 * n.K * n.K); }, square, twice_square},
       {kernels::selective_scan, prepare_scan,
        // of each number of the state exp(dt A), counted as two, its product with h, dt u B, their sum and C . h
        [](const Sizes& n) { return per_head(n, 7.0 * n.K * n.N); },
-       [](const Sizes& n) { return per_head(n, 2.0 * n.K) + 2 * n.N; },
-       [](const Sizes& n) { return per_head(n, n.K); }},
+       [](const Sizes& n) { return per_head(n, 2.0 * n.K) + 2 * n.N; }, [](const Sizes& n) { return per_head(n, n.K); },
+       [](const Sizes& n) { return per_head(n, 7.0 * n.K * n.N); },
+       [](const Sizes& n) { return per_head(n, 1.0 * n.K * n.N); },
+       [](const Sizes& n) { return per_head(n, 2.0 * n.K * n.N); }},
   };
   return all;
+}
+
+OperationPass step_pass(const Benched& bench, Sizes sizes) {
+  constexpr double kUncached = 256 << 20;  // bytes of all states
+  sizes.B = sizes.sessions, sizes.T = 1;
+  const auto turns = static_cast<int64_t>(std::ceil(kUncached / (4 * bench.state(sizes)))) / sizes.sessions + 1;
+  sizes.pool = turns * sizes.sessions;
+  const std::string name = std::string(bench.operation.name) + " step";
+  const auto step = [prepared = bench.prepare(sizes)] {
+    const at::NoGradGuard no_grad;
+    prepared.o();
+  };
+  const auto tokens = static_cast<double>(sizes.B);
+  const double floats = bench.inputs(sizes) + bench.outputs(sizes) + bench.traffic(sizes);
+  return {name, {name, step}, sizes.B, tokens * bench.step_flops(sizes), 4 * tokens * floats};
 }
 
 void add_passes(const Benched& bench, const Sizes& sizes, std::vector<OperationPass>& passes) {
@@ -158,8 +218,10 @@ void add_passes(const Benched& bench, const Sizes& sizes, std::vector<OperationP
     const Tensor o = prepared.o();
     torch::autograd::grad({o}, prepared.leaves, {weights.view_as(o)});
   };
-  passes.push_back({name, {name, forward}, flops, bytes * (inputs + outputs)});
-  passes.push_back({name + " both", {name + " both", both}, 3 * flops, bytes * (3 * inputs + 2 * outputs)});
+  const int64_t count = sizes.B * sizes.T;
+  passes.push_back({name, {name, forward}, count, flops, bytes * (inputs + outputs)});
+  passes.push_back({name + " both", {name + " both", both}, count, 3 * flops, bytes * (3 * inputs + 2 * outputs)});
+  passes.push_back(step_pass(bench, sizes));
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include "bench/cell.h"
 #include "bench/mixers.h"
 #include "bench/model.h"
+#include "commands/bench_decode.h"
 #include "commands/bench_operations.h"
 #include "commands/command.h"
 #include "core/error.h"
@@ -144,13 +145,15 @@ int run(const std::vector<std::string>& args) {
   if (!args.empty()) {
     const std::vector<std::string> rest(args.begin() + 1, args.end());
     if (args[0] == "model") return run_model(rest);
+    if (args[0] == "decode") return run_bench_decode(rest);
     if (args[0] == "op") return run_bench_operations(rest);
     if (args[0] == "machine") return run_bench_machine(rest);
   }
   CLI::App app(
       "tokens per second, memory and state of mixers against length; every cell in a process of its own. "
-      "Also, each with its own --help: lineal bench model, the training step of a whole model; lineal bench op, fused "
-      "operations by themselves; lineal bench machine, what this machine can do at most",
+      "Also, each with its own --help: lineal bench model, the training step of a whole model; lineal bench "
+      "decode, its decoding step for many sessions at once; lineal bench op, fused operations by themselves; lineal "
+      "bench machine, what this machine can do at most",
       "bench");
   Options options;
   app.add_option("mixer", options.plans, "mixers, or plans such as 'ttt_linear(mini_batch_size=32)*3'; default: all");

@@ -76,14 +76,15 @@ TEST_F(BenchCommand, MeasuresOperationsBesideTheMachine) {
   args.push_back("--json");
   const Json result = Json::parse(bench(args).out);
   const Json& rows = result["operations"];
-  ASSERT_EQ(rows.size(), 4u);
+  ASSERT_EQ(rows.size(), 6u);
   const auto value = [](const Json& row, const char* key) { return row[key].get<double>(); };
-  // The recurrences' products, k v^T and S^T q of 3 heads, and for the delta rule S^T k.
-  const double products[] = {2, 6, 3, 9}, numbers[] = {32, 88, 33, 91};
-  for (size_t i = 0; i < 4; ++i) {
+  // The recurrences' products, k v^T and S^T q of 3 heads, and for the delta rule S^T k; a step reads and writes S.
+  const double products[] = {2, 6, 2, 3, 9, 3}, numbers[] = {32, 88, 32 + 2 * 64, 33, 91, 33 + 2 * 64};
+  const Names names = {"linear_attention", "linear_attention both", "linear_attention step",
+                       "delta_rule",       "delta_rule both",       "delta_rule step"};
+  for (size_t i = 0; i < names.size(); ++i) {
     const Json& row = rows[i];
-    EXPECT_EQ(row["operation"],
-              Names({"linear_attention", "linear_attention both", "delta_rule", "delta_rule both"})[i]);
+    EXPECT_EQ(row["operation"], names[i]);
     EXPECT_GT(value(row, "us_per_token_least"), 0);
     EXPECT_LE(value(row, "us_per_token_least"), value(row, "us_per_token"));
     EXPECT_LE(value(row, "us_per_token"), value(row, "us_per_token_most"));
@@ -157,6 +158,31 @@ TEST_F(BenchCommand, MeasuresAModelsStep) {
   EXPECT_EQ(result["seconds"].size(), 4u);
   EXPECT_EQ(result["parameters"], 256 * 12 + 2 * (2 * 12 * 12 + 12) + 12);
   EXPECT_GT(result["peak_bytes"].get<double>(), 0);
+}
+
+TEST_F(BenchCommand, MeasuresDecodingManySessions) {
+  Names args = {"decode",        "--layers",  "delta_net(num_attention_heads=3)*2",
+                "--hidden-size", "24",        "--sessions",
+                "1,5",           "--seconds", "0.05"};
+  const ProgramResult plain = bench(args);
+  ASSERT_EQ(plain.code, 0) << plain.err;
+  EXPECT_NE(plain.out.find("delta_net(num_attention_heads=3)*2, width 24, 1 threads"), std::string::npos) << plain.out;
+  args.push_back("--json");
+  const Json result = Json::parse(bench(args).out);
+  EXPECT_NE(result["kernels"].get<std::string>().find("delta_rule fused on "), std::string::npos) << result["kernels"];
+  ASSERT_EQ(result["rows"].size(), 2u);
+  for (const Json& row : result["rows"]) {
+    const auto value = [&](const char* key) { return row[key].get<double>(); };
+    const double sessions = value("sessions"), second = 1e6 / value("us_per_step");  // in steps
+    // Two layers of S, three windows of three tokens, and a position, all of which a step reads and writes.
+    EXPECT_EQ(value("state_bytes"), sessions * 2 * (4 * (3 * 8 * 8 + 3 * 3 * 24) + 8));
+    EXPECT_NEAR(value("state_gbytes") * 1e9, 2 * value("state_bytes") * second, 1e-6 * value("state_gbytes") * 1e9);
+    EXPECT_NEAR(value("of_copy") * result["copy_gbytes"].get<double>(), value("state_gbytes"), 1e-9);
+    EXPECT_NEAR(value("tokens_per_s"), sessions * second, 1e-6 * sessions * second);
+    for (const char* key : {"in_products", "in_kernels", "outside"}) EXPECT_GT(value(key), 0) << key;
+    EXPECT_NEAR(value("in_products") + value("in_kernels") + value("outside"), 1, 1e-9);
+  }
+  EXPECT_TRUE(refused(bench({"decode", "--session", "3"}), {"bench decode: ", "did you mean '--sessions'"}));
 }
 
 }  // namespace

@@ -20,8 +20,8 @@ void print(const Machine& machine) {
             << std::setprecision(1) << machine.copy / 1e9 << " GB/s\n";
 }
 
-Json row(const OperationPass& pass, const RunTime& time, const OperationSizes& sizes, const Machine& machine) {
-  const auto tokens = static_cast<double>(sizes.B * sizes.T);
+Json row(const OperationPass& pass, const RunTime& time, const Machine& machine) {
+  const auto tokens = static_cast<double>(pass.tokens);
   const double flops = pass.flops / time.median, bytes = pass.bytes / time.median;
   return {{"operation", pass.name},
           {"us_per_token", 1e6 * time.median / tokens},
@@ -60,7 +60,8 @@ void add_seconds(CLI::App& app, double& seconds) {
 
 int run_bench_operations(const std::vector<std::string>& args) {
   CLI::App app(
-      "time, work and traffic of fused operations, forward and both ways, beside what this machine can do at most. "
+      "time, work and traffic of fused operations, forward, both ways and one step of many sessions in place, beside "
+      "what this machine can do at most. "
       "Work "
       "is what the best known algorithm needs",
       "bench op");
@@ -76,6 +77,7 @@ int run_bench_operations(const std::vector<std::string>& args) {
   size("--heads", sizes.H, "heads; of a scan, channels are heads x head size");
   size("--head-size", sizes.K, "size of keys and values");
   size("--length", sizes.T, "tokens of a sequence");
+  size("--sessions", sizes.sessions, "sessions that step together, one token each");
   add_seconds(app, seconds);
   app.add_flag("--json", json, "for scripts");
   add_compute(app);
@@ -88,9 +90,13 @@ int run_bench_operations(const std::vector<std::string>& args) {
   const std::vector<RunTime> times = repeat(computations, seconds);
   const Machine ceilings = machine(times);
   Json rows = Json::array();
-  for (size_t i = 0; i < passes.size(); ++i) rows.push_back(row(passes[i], times[first + i], sizes, ceilings));
+  for (size_t i = 0; i < passes.size(); ++i) rows.push_back(row(passes[i], times[first + i], ceilings));
   if (json) {
-    const Json of_sizes = {{"batch_size", sizes.B}, {"heads", sizes.H}, {"head_size", sizes.K}, {"length", sizes.T}};
+    const Json of_sizes = {{"batch_size", sizes.B},
+                           {"heads", sizes.H},
+                           {"head_size", sizes.K},
+                           {"length", sizes.T},
+                           {"sessions", sizes.sessions}};
     std::cout << Json{{"machine", to_json(ceilings)},
                       {"sizes", of_sizes},
                       {"kernels", kernels::summary()},
@@ -101,7 +107,8 @@ int run_bench_operations(const std::vector<std::string>& args) {
   }
   std::cout
       << "B " << sizes.B << " H " << sizes.H << " K " << sizes.K << " T " << sizes.T
-      << ", float32; medians; both: forward and backward\n"
+      << ", float32; medians; both: forward and backward; step: one token of " << sizes.sessions
+      << " sessions, of so many that no cache holds their states\n"
       << "operation               us/token    least     most     GF/s  % of sgemm  % of tiles     GB/s % of copy\n";
   for (const Json& each : rows) print(each);
   std::cout << "kernels: " << kernels::summary() << "\n";
