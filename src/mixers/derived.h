@@ -9,7 +9,8 @@ namespace lineal {
 using at::Tensor;
 
 /// f(parameter). With gradients off it is computed again only after the parameter has changed, in place or for other
-/// memory. Not for several threads at once.
+/// memory, by LibTorch's count of its versions: what changes it uncounted must bump that. Not for several threads at
+/// once.
 class Derived {
  public:
   template <class F>

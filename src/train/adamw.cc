@@ -102,6 +102,9 @@ void AdamW::step(double lr) {
     at::_foreach_add_(group.steps, 1);
     at::_fused_adamw_(group.parameters, group.gradients, group.exp_avg, group.exp_avg_sq, {}, group.steps,
                       lr * key.first, beta1_, beta2_, key.second, eps_, /*amsgrad=*/false, /*maximize=*/false);
+    for (const Tensor& parameter : group.parameters) {  // which the fused step does not count as changed
+      parameter.unsafeGetTensorImpl()->bump_version();
+    }
   }
 }
 
