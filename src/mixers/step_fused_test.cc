@@ -103,7 +103,7 @@ void expect_reference(const kernels::Operation<Output, Input>& operation, const 
 double tolerance(at::ScalarType type) { return type == at::kFloat ? 1e-5 : 5e-3; }
 
 TEST(FusedStep, LinearRecurrences) {
-  for (const auto& [K, V] : {std::pair<int64_t, int64_t>{13, 37}, {64, 80}}) {
+  for (const auto& [K, V] : std::vector<std::pair<int64_t, int64_t>>{{13, 37}, {64, 80}}) {
     for (const auto type : {at::kFloat, at::kBFloat16}) {
       for (const bool delta : {false, true}) {
         SCOPED_TRACE(text("K ", K, " V ", V, " ", type, delta ? " delta" : ""));
