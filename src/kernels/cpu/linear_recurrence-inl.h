@@ -100,7 +100,7 @@ class Ahead {
     for (int64_t i = 0; i < kRows && left_ > 0; ++i, --left_, token_ += H_) {
       for (size_t l = 0; l < count_; ++l) {
         const char* row = start_[l] + token_ * row_bytes_[l];
-        for (int64_t j = 0; j < row_bytes_[l]; j += kLine) __builtin_prefetch(row + j, 0, 2);
+        for (int64_t j = 0; j < row_bytes_[l]; j += kLine) prefetch_ahead(row + j);
       }
     }
   }

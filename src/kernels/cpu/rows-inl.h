@@ -20,6 +20,10 @@ HWY_INLINE Vec load(const float* x) { return hn::LoadU(kWide, x); }
 HWY_INLINE void store(Vec v, float* x) { hn::StoreU(v, kWide, x); }
 HWY_INLINE Vec all(float x) { return hn::Set(kWide, x); }
 
+/// Has a line on its way to the second level of cache: in the first, rows that lie whole tokens apart push one another
+/// out. x may lie outside any array.
+HWY_INLINE void prefetch_ahead(const void* x) { __builtin_prefetch(x, 0, 2); }
+
 /// Has n floats on their way to the cache; may lie outside any array.
 HWY_INLINE void prefetch(const float* x, int64_t n) {
   for (int64_t j = 0; j < n; j += kAlign) hwy::Prefetch(x + j);

@@ -94,7 +94,7 @@ class Ahead {
     for (; rows > 0 && left_ > 0; --rows, --left_, ++i_) {
       for (size_t s = 0; s < count_; ++s) {
         const char* row = static_cast<const char*>(streams_[s].data) + at_.row(i_) * streams_[s].bytes;
-        for (int64_t j = 0; j < K_ * streams_[s].bytes; j += 64) hwy::Prefetch(row + j);
+        for (int64_t j = 0; j < K_ * streams_[s].bytes; j += 64) prefetch_ahead(row + j);
       }
     }
   }
