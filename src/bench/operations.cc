@@ -11,8 +11,7 @@
 #include <cmath>
 
 #include "kernels/kernels.h"
-#include "mixers/delta_net.h"
-#include "mixers/linear_attention.h"
+#include "mixers/linear_recurrence.h"
 #include "mixers/mamba.h"
 #include "mixers/ttt.h"
 
@@ -93,8 +92,7 @@ Prepared prepare_ttt(const kernels::Operation<kernels::TTTOutput, kernels::TTTIn
   return result;
 }
 
-Prepared prepare_recurrence(const kernels::Operation<kernels::RecurrenceOutput, kernels::RecurrenceInput>& operation,
-                            bool delta, const Sizes& n) {
+Prepared prepare_recurrence(bool delta, const Sizes& n) {
   Prepared result;
   kernels::RecurrenceInput in;
   in.q = random(result.leaves, {n.B, n.T, n.H, n.K}, 1 / std::sqrt(static_cast<double>(n.K)));
@@ -104,15 +102,10 @@ Prepared prepare_recurrence(const kernels::Operation<kernels::RecurrenceOutput, 
   if (delta) in.beta = random(result.leaves, {n.B, n.T, n.H}, 0.1, 0.5);
   in.S = at::zeros({states(n), n.H, n.K, n.K});
   const auto turns = std::make_shared<Turns>(n);
-  result.o = [=, &operation]() mutable {
+  result.o = [=]() mutable {
+    constexpr int64_t kChunk = 64;
     in.rows = turns->next();
-    const auto reference = [&](const kernels::RecurrenceInput& input) -> kernels::RecurrenceOutput {
-      constexpr int64_t kChunk = 64;
-      auto [o, S] = delta ? delta_rule_chunked(input.q, input.k, input.v, input.beta, input.S, kChunk)
-                          : linear_attention_chunked(input.q, input.k, input.v, input.S, kChunk);
-      return {o, S};
-    };
-    return kernels::use(operation, reference, in).o;
+    return linear_recurrence(in, kChunk).o;
   };
   return result;
 }
@@ -166,13 +159,12 @@ const std::vector<Benched>& benched() {
        [](const Sizes& n) { return per_head(n, 72.0 * n.K * n.K); },
        [](const Sizes& n) { return per_head(n, 2.0 * n.K * (8 * n.K + 5)); },
        [](const Sizes& n) { return per_head(n, 3.0 * n.K * (8 * n.K + 5)); }},
-      {kernels::linear_attention,
-       [](const Sizes& n) { return prepare_recurrence(kernels::linear_attention, /*delta=*/false, n); },
+      {kernels::linear_attention, [](const Sizes& n) { return prepare_recurrence(/*delta=*/false, n); },
        // k v^T and S^T q
        [](const Sizes& n) { return per_head(n, 4.0 * n.K * n.K); },
        [](const Sizes& n) { return per_head(n, 3.0 * n.K); }, [](const Sizes& n) { return per_head(n, n.K); },
        [](const Sizes& n) { return per_head(n, 4.0 * n.K * n.K); }, square, twice_square},
-      {kernels::delta_rule, [](const Sizes& n) { return prepare_recurrence(kernels::delta_rule, /*delta=*/true, n); },
+      {kernels::delta_rule, [](const Sizes& n) { return prepare_recurrence(/*delta=*/true, n); },
        // S^T k, k u^T and S^T q
        [](const Sizes& n) { return per_head(n, 6.0 * n.K * n.K); },
        [](const Sizes& n) { return per_head(n, 3.0 * n.K + 1); }, [](const Sizes& n) { return per_head(n, n.K); },

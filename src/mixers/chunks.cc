@@ -53,6 +53,27 @@ Tensor Chunks::pass(const Tensor& S, int64_t i) const {
   return passes_.defined() ? S * per_row(passes_.select(1, i), S) : S;
 }
 
+Decays::Decays(const Tensor& g) {
+  const int64_t C = g.size(3);
+  const Tensor later = at::ones({C, C}, g.options().dtype(at::kBool)).tril(-1).unsqueeze(2);  // i > j
+  between = at::where(later, g.unsqueeze(4), 0).cumsum(3).exp();
+  before = g.cumsum(3).exp();
+}
+
+Tensor Decays::after() const { return between.defined() ? between.select(3, between.size(3) - 1) : Tensor(); }
+
+std::vector<Tensor> Decays::through(int64_t count) const {
+  if (!before.defined()) return std::vector<Tensor>(static_cast<size_t>(count));
+  return before.select(3, before.size(3) - 1).unsqueeze(4).unbind(2);
+}
+
+Tensor decayed(const Tensor& x, const Tensor& decay) { return decay.defined() ? x * decay : x; }
+
+Tensor scores(const Tensor& X, const Tensor& K, const Tensor& between) {
+  if (between.defined() && between.size(5) > 1) return (X.unsqueeze(4) * between * K.unsqueeze(3)).sum(5);
+  return decayed(at::matmul(X, K.transpose(-1, -2)), between.defined() ? between.squeeze(5) : between);
+}
+
 Tensor restart(const Tensor& S, const Segments& segments, int64_t t) {
   if (segments.none()) return S;
   return S * per_row(segments.starts.select(1, t).logical_not().to(S.scalar_type()), S);

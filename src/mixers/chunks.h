@@ -6,6 +6,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <vector>
+
 #include "core/segments.h"
 
 namespace lineal {
@@ -36,6 +38,27 @@ class Chunks {
   Tensor inside_, strict_;          // [B or 1, 1, n or 1, C, C]
   Tensor before_, after_, passes_;  // [B, 1, n, C, 1], [B, 1, n, C, 1], [B, n]
 };
+
+/// Products of decays exp(g_j) within chunks, by sums of the g between two tokens: strong decays cost no accuracy.
+struct Decays {
+  Tensor between;  // exp(g_{j+1} + ... + g_i), [B, H, n, C, C, 1 or K]
+  Tensor before;   // exp(g_1 + ... + g_i), [B, H, n, C, 1 or K]
+
+  /// None at all: tensors stay undefined, which `decayed` takes for 1.
+  Decays() = default;
+  /// g [B, H, n, C, 1 or K], the logarithms.
+  explicit Decays(const Tensor& g);
+  /// From each token to the chunk's end, [B, H, n, C, 1 or K].
+  Tensor after() const;
+  /// Through each whole chunk, n times [B, H, 1 or K, 1].
+  std::vector<Tensor> through(int64_t count) const;
+};
+
+/// x * decay, or x when there is none.
+Tensor decayed(const Tensor& x, const Tensor& decay);
+
+/// sum_c x_ic between_ijc k_jc, [B, H, n, C, C], from X and K [B, H, n, C, K]; not yet masked.
+Tensor scores(const Tensor& X, const Tensor& K, const Tensor& between);
 
 /// S [B, ...], zeros in the rows where a document starts at token t: what a recurrence of single tokens does.
 Tensor restart(const Tensor& S, const Segments& segments, int64_t t);

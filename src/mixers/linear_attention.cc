@@ -2,19 +2,15 @@
 //   initial  S_0 = 0                                                      [K, V]
 //   update   S_t = S_{t-1} + phi(k_t) v_t^T
 //   output   o_t = K^{-1/2} S_t^T phi(q_t);   normalize: S_t^T phi(q_t) / (z_t . phi(q_t) + 1e-6), z_t = sum_j phi(k_j)
-//   chunked  O = (Q K^T . mask) V + Q S;  S' = S + K^T V                  a chunk of C tokens that starts at S
 //   cost     O(T K (V + C)) time, K V state per head
 // phi is the identity or elu + 1. z is the column of S that belongs to a value of ones.
-#include "mixers/linear_attention.h"
-
 #include <ATen/ATen.h>
 
 #include <cmath>
 
 #include "core/error.h"
-#include "kernels/kernels.h"
-#include "mixers/chunks.h"
 #include "mixers/linear.h"
+#include "mixers/linear_recurrence.h"
 #include "mixers/mixer.h"
 #include "mixers/rms_norm.h"
 
@@ -24,48 +20,7 @@ namespace {
 constexpr double kNormalizerEps = 1e-6;
 constexpr double kOutputNormEps = 1e-5;
 
-Dims check(const char* who, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& S) {
-  Dims dims(who);
-  dims.check(q, "BTHK", "q");
-  dims.check(k, "BTHK", "k");
-  dims.check(v, "BTHV", "v");
-  dims.check(S, "BHKV", "S");
-  return dims;
-}
-
-}  // namespace
-
 Tensor elu1(const Tensor& x) { return at::elu(x) + 1; }
-
-std::pair<Tensor, Tensor> linear_attention_reference(const Tensor& q, const Tensor& k, const Tensor& v, Tensor S,
-                                                     const Segments& segments) {
-  const Dims dims = check("linear_attention", q, k, v, S);
-  std::vector<Tensor> o;
-  for (int64_t t = 0; t < dims['T']; ++t) {
-    S = restart(S, segments, t) + k.select(1, t).unsqueeze(3) * v.select(1, t).unsqueeze(2);
-    o.push_back(at::matmul(q.select(1, t).unsqueeze(2), S).squeeze(2));  // [B, H, V]
-  }
-  return {at::stack(o, 1), S};
-}
-
-std::pair<Tensor, Tensor> linear_attention_chunked(const Tensor& q, const Tensor& k, const Tensor& v, Tensor S,
-                                                   int64_t chunk_size, const Segments& segments) {
-  check("linear_attention", q, k, v, S);
-  const Chunks chunks(q.to(S.scalar_type()), chunk_size, segments);
-  const auto split = [&](const Tensor& x) { return chunks.split(x.to(S.scalar_type())); };
-  const Tensor Q = split(q), K = split(k), V = split(v);  // [B, H, n, C, K|V]
-  const Tensor inside = at::matmul(chunks.inside(at::matmul(Q, K.transpose(-1, -2))), V);
-  const auto added = at::matmul(chunks.after(K).transpose(-1, -2), V).unbind(2);  // n times [B, H, K, V]
-  std::vector<Tensor> at_start;
-  for (int64_t i = 0; i < chunks.count(); ++i) {
-    at_start.push_back(S);
-    S = chunks.pass(S, i) + added[static_cast<size_t>(i)];
-  }
-  const Tensor o = inside + at::matmul(chunks.before(Q), at::stack(at_start, 2));
-  return {chunks.join(o).to(v.scalar_type()), S};
-}
-
-namespace {
 
 struct LinearAttentionConfig : Config {
   int64_t num_attention_heads = 4;
@@ -142,23 +97,19 @@ class LinearAttention : public Mixer {
     return o_proj_(o.flatten(2));
   }
 
-  /// o and the final S.
-  std::pair<Tensor, Tensor> attend(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& S,
-                                   const Segments& segments, const Rows* rows) const {
-    const auto chunked = [&](const kernels::RecurrenceInput& in) {
-      auto [o, last] = linear_attention_chunked(in.q, in.k, in.v, in.S, config_.chunk_size, segments);
-      return kernels::RecurrenceOutput{o, last};
-    };
-    const auto out = kernels::use(kernels::linear_attention, chunked,
-                                  {.q = q, .k = k, .v = v, .S = S, .starts = segments.starts, .rows = rows});
-    return {out.o, out.S};
+  /// o, and S becomes the final one.
+  Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, Tensor& S, const Segments& segments,
+                const Rows* rows) const {
+    const auto out = linear_recurrence({.q = q, .k = k, .v = v, .S = S, .starts = segments.starts, .rows = rows},
+                                       config_.chunk_size);
+    S = out.S;
+    return out.o;
   }
 
   Tensor plain(const Tensor& q, const Tensor& k, const Tensor& v, State& state, const Segments& segments,
                const Rows* rows) const {
-    auto [o, S] = attend(q, k, v, state["S"], segments, rows);
-    state["S"] = S;
-    return o.to(S.scalar_type()) / std::sqrt(static_cast<double>(K_));
+    const Tensor o = attend(q, k, v, state["S"], segments, rows);
+    return o.to(state["S"].scalar_type()) / std::sqrt(static_cast<double>(K_));
   }
 
   Tensor normalized(const Tensor& q, const Tensor& k, const Tensor& v, State& state, const Segments& segments,
@@ -166,11 +117,11 @@ class LinearAttention : public Mixer {
     const Tensor ones = at::ones({v.size(0), v.size(1), H_, 1}, v.options());
     if (rows) {  // the parts are in place and cannot be joined
       Tensor z = state["z"].unsqueeze(3);
-      const Tensor o = attend(q, k, v, state["S"], segments, rows).first;
-      return o / (attend(q, k, ones, z, segments, rows).first + kNormalizerEps);
+      const Tensor o = attend(q, k, v, state["S"], segments, rows);
+      return o / (attend(q, k, ones, z, segments, rows) + kNormalizerEps);
     }
-    const Tensor start = at::cat({state["S"], state["z"].unsqueeze(3)}, 3);  // [B, H, K, V + 1]
-    const auto [o, S] = attend(q, k, at::cat({v, ones}, 3), start, segments, nullptr);
+    Tensor S = at::cat({state["S"], state["z"].unsqueeze(3)}, 3);  // [B, H, K, V + 1]
+    const Tensor o = attend(q, k, at::cat({v, ones}, 3), S, segments, nullptr);
     state["S"] = own_storage(S.slice(3, 0, K_));
     state["z"] = own_storage(S.select(3, K_));
     return o.slice(3, 0, K_) / (o.slice(3, K_) + kNormalizerEps);

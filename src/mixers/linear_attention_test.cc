@@ -1,11 +1,10 @@
-#include "mixers/linear_attention.h"
-
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include <cmath>
 
 #include "core/error.h"
+#include "mixers/linear_recurrence.h"
 #include "mixers/mixer.h"
 #include "testing/testing.h"
 
@@ -13,34 +12,24 @@ namespace lineal {
 namespace {
 
 /// The form under test: a chunk of 7 leaves a partial one in every golden.
-std::pair<Tensor, Tensor> chunked(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& S) {
-  return linear_attention_chunked(q, k, v, S, 7);
+kernels::RecurrenceOutput chunked(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& S) {
+  return linear_recurrence_chunked({.q = q, .k = k, .v = v, .S = S}, 7);
 }
+
+Tensor elu1(const Tensor& x) { return at::elu(x) + 1; }
 
 /// S^T q / (z . q + eps) with z the column of S for values of one.
 Tensor normalized(const Tensor& q, const Tensor& k, const Tensor& v, double eps) {
   const Tensor ones = at::ones({v.size(0), v.size(1), v.size(2), 1}, v.options());
   const Tensor S = at::zeros({v.size(0), v.size(2), k.size(3), v.size(3) + 1}, v.options());
-  const Tensor o = chunked(q, k, at::cat({v, ones}, 3), S).first;
+  const Tensor o = chunked(q, k, at::cat({v, ones}, 3), S).o;
   return o.slice(3, 0, v.size(3)) / (o.slice(3, v.size(3)) + eps);
 }
 
-TEST(LinearAttention, Golden) {
+TEST(LinearAttention, GoldenOfTheNormalizedSum) {
   const Golden golden("linear_family/linear_attn");
-  const Tensor q = golden["q"].clone().requires_grad_(), k = golden["k"].clone().requires_grad_(),
-               v = golden["v"].clone().requires_grad_();
-  const double scale = 1 / std::sqrt(16.0);
-  const auto [o, S] = chunked(q * scale, k, v, at::zeros_like(golden["init_state"]));
-  EXPECT_CLOSE(o, golden["o"], 1e-5);
-  EXPECT_CLOSE(S, golden["final_state"], 1e-5);
-  const auto gradients = torch::autograd::grad({(o * golden["probe"]).sum()}, {q, k, v});
-  EXPECT_CLOSE(gradients[0], golden["grad.q"], 1e-4);
-  EXPECT_CLOSE(gradients[1], golden["grad.k"], 1e-4);
-  EXPECT_CLOSE(gradients[2], golden["grad.v"], 1e-4);
-  const auto [o_init, S_init] = chunked(q * scale, k, v, golden["init_state"]);
-  EXPECT_CLOSE(o_init, golden["o_init"], 1e-5);
-  EXPECT_CLOSE(S_init, golden["final_state_init"], 1e-5);
-  EXPECT_CLOSE(normalized(golden["q_pos"] * scale, golden["k_pos"], v, 1e-10), golden["o_norm"], 1e-5);
+  const Tensor o = normalized(golden["q_pos"] / std::sqrt(16.0), golden["k_pos"], golden["v"], 1e-10);
+  EXPECT_CLOSE(o, golden["o_norm"], 1e-5);
 }
 
 TEST(LinearAttention, GoldenOfEluFeatures) {
@@ -53,10 +42,10 @@ TEST(LinearAttention, GoldenOfEluFeatures) {
   EXPECT_CLOSE(gradients[0], golden["grad_causal.q"], 1e-4);
   EXPECT_CLOSE(gradients[1], golden["grad_causal.k"], 1e-4);
   EXPECT_CLOSE(gradients[2], golden["grad_causal.v"], 1e-4);
-  const Tensor S = linear_attention_chunked(q, elu1(k), v, at::zeros({1, 2, 8, 8}), 7).second;
+  const Tensor S = chunked(q, elu1(k), v, at::zeros({1, 2, 8, 8})).S;
   EXPECT_CLOSE(S, golden["state.S"], 1e-5);
   const Tensor ones = at::ones({1, 24, 2, 1});
-  const Tensor z = linear_attention_chunked(q, elu1(k), ones, at::zeros({1, 2, 8, 1}), 7).second.squeeze(3);
+  const Tensor z = chunked(q, elu1(k), ones, at::zeros({1, 2, 8, 1})).S.squeeze(3);
   EXPECT_CLOSE(z, golden["state.Z"], 1e-5);
 }
 
@@ -72,26 +61,6 @@ TEST(LinearAttention, NormalizingModuleIsTheGolden) {
   const Tensor o = mixer->forward(x, state);
   EXPECT_CLOSE(o.view({1, 24, 2, 8}), normalized(elu1(golden["q"]), elu1(golden["q"]), golden["q"], 1e-6), 1e-6);
   EXPECT_TRUE(state.has("z"));
-}
-
-TEST(LinearAttention, ChunkedIsTheRecurrence) {
-  const int64_t B = 3, T = 29, H = 2, K = 5, V = 7;
-  const auto d = at::kDouble;
-  const Tensor q = normal({B, T, H, K}, 1, d), k = normal({B, T, H, K}, 2, d), v = normal({B, T, H, V}, 3, d),
-               S = normal({B, H, K, V}, 4, d);
-  Segments segments{at::zeros({B, T}, at::kBool)};
-  segments.starts[0][0] = true;
-  segments.starts[1][9] = true;
-  segments.starts[1][11] = true;
-  segments.starts[2][28] = true;
-  for (const auto& documents : {Segments{}, segments}) {
-    const auto [o, last] = linear_attention_reference(q, k, v, S, documents);
-    for (const int64_t C : {1, 4, 29, 64}) {
-      const auto [o_chunked, last_chunked] = linear_attention_chunked(q, k, v, S, C, documents);
-      EXPECT_CLOSE(o_chunked, o, 1e-12);
-      EXPECT_CLOSE(last_chunked, last, 1e-12);
-    }
-  }
 }
 
 struct Options {
@@ -146,24 +115,10 @@ TEST(LinearAttention, TheModuleIsItsFormulas) {
   }
 }
 
-TEST(LinearAttention, RoundedInputsAreComputedInTheTypeOfTheState) {
-  const Tensor q = normal({1, 9, 2, 5}, 1, at::kBFloat16), k = normal({1, 9, 2, 5}, 2, at::kBFloat16),
-               v = normal({1, 9, 2, 3}, 3, at::kBFloat16), S = normal({1, 2, 5, 3}, 4);
-  const auto [o, last] = linear_attention_chunked(q, k, v, S, 4);
-  const auto wide = [](const Tensor& x) { return x.to(at::kDouble); };
-  const auto [expected, last_expected] = linear_attention_chunked(wide(q), wide(k), wide(v), wide(S), 4);
-  EXPECT_EQ(o.scalar_type(), at::kBFloat16);
-  EXPECT_CLOSE_RMS(o, expected, 5e-3);
-  EXPECT_CLOSE_RMS(last, last_expected, 1e-6);
-}
-
 TEST(LinearAttention, RefusesWhatCannotBe) {
   const Json divides_by_zero = {{"normalize", true}};
   EXPECT_ERROR(make_mixer("linear_attention", divides_by_zero, 12), "expected feature_map elu1");
   EXPECT_ERROR(make_mixer("linear_attention", Json::object(), 13), "expected a divisor of hidden_size 13");
-  EXPECT_ERROR(linear_attention_chunked(at::ones({1, 3, 2, 5}), at::ones({1, 3, 2, 4}), at::ones({1, 3, 2, 7}),
-                                        at::ones({1, 2, 5, 7}), 4),
-               "linear_attention: k is [1, 3, 2, 4], expected [B=1, T=3, H=2, K=5]");
 }
 
 }  // namespace

@@ -8,9 +8,7 @@
 
 #include "core/error.h"
 #include "kernels/kernels.h"
-#include "mixers/chunks.h"
-#include "mixers/delta_net.h"
-#include "mixers/linear_attention.h"
+#include "mixers/linear_recurrence.h"
 #include "testing/testing.h"
 
 namespace lineal {
@@ -68,31 +66,10 @@ struct Leaves {
   }
 };
 
-/// One token after another, with a decay.
-RecurrenceOutput decayed(const RecurrenceInput& in) {
-  Tensor S = in.S;
-  std::vector<Tensor> o;
-  for (int64_t t = 0; t < in.q.size(1); ++t) {
-    const auto row = [&](const Tensor& x) { return x.select(1, t).unsqueeze(2); };  // [B, H, 1, ...]
-    const Tensor g = in.g.dim() == 4 ? in.g.select(1, t).unsqueeze(3) : row(in.g).unsqueeze(3);
-    S = restart(S, {in.starts}, t) * g.exp();
-    const Tensor u = in.beta.defined() ? row(in.beta).unsqueeze(3) * (row(in.v) - at::matmul(row(in.k), S)) : row(in.v);
-    S = S + row(in.k).transpose(2, 3) * u;
-    o.push_back(at::matmul(row(in.q), S).squeeze(2));
-  }
-  return {at::stack(o, 1), S};
-}
-
-RecurrenceOutput reference(const RecurrenceInput& in) {
-  if (in.g.defined()) return decayed(in);
-  const auto [o, S] = in.beta.defined() ? delta_rule_reference(in.q, in.k, in.v, in.beta, in.S, {in.starts})
-                                        : linear_attention_reference(in.q, in.k, in.v, in.S, {in.starts});
-  return {o, S};
-}
-
 RecurrenceOutput fused(const RecurrenceInput& in) {
   kernels::choose(kernels::Choice::fused);
-  auto out = kernels::use(in.beta.defined() ? kernels::delta_rule : kernels::linear_attention, reference, in);
+  auto out = kernels::use(in.beta.defined() ? kernels::delta_rule : kernels::linear_attention,
+                          linear_recurrence_reference, in);
   kernels::choose(kernels::Choice::automatic);
   return out;
 }
@@ -117,7 +94,7 @@ class FusedRecurrenceShapes : public testing::TestWithParam<Case> {};
 
 /// Results first, gradients from the third on.
 void expect_reference(const std::vector<std::pair<std::string, Tensor>>& got, const Case& c) {
-  const auto expected = outcome(Leaves(c, at::kDouble), reference);
+  const auto expected = outcome(Leaves(c, at::kDouble), linear_recurrence_reference);
   for (size_t i = 0; i < expected.size(); ++i) {
     SCOPED_TRACE(name(c) + ": " + expected[i].first);
     const double tolerance = c.bfloat16 ? (i < 2 ? 5e-3 : 8e-3) : (i < 2 ? 1e-5 : 1e-4);
@@ -158,7 +135,7 @@ TEST(FusedRecurrence, OneTokenAlone) {
           const Case c{
               .B = 3, .T = 1, .K = K, .V = V, .delta = delta, .documents = true, .decay = decay, .bfloat16 = bfloat16};
           expect_reference(outcome(Leaves(c, at::kFloat), fused), c);
-          const auto expected = reference(Leaves(c, at::kDouble).in);
+          const auto expected = linear_recurrence_reference(Leaves(c, at::kDouble).in);
           const Leaves leaves(c, at::kFloat);
           at::NoGradGuard no_grad;
           const auto got = fused(leaves.in);
@@ -301,7 +278,7 @@ TEST(FusedRecurrence, ADecayOfZeroForgetsEverything) {
 TEST(FusedRecurrence, NothingFallsBackSilently) {
   const auto in = Leaves(kAll, at::kDouble).in;
   const int64_t before = kernels::delta_rule.reference;
-  kernels::use(kernels::delta_rule, reference, in);
+  kernels::use(kernels::delta_rule, linear_recurrence_reference, in);
   EXPECT_EQ(kernels::delta_rule.reference, before + 1);
   EXPECT_ERROR(fused(in), "delta_rule: no fused kernel");
   kernels::choose(kernels::Choice::automatic);
@@ -315,7 +292,7 @@ TEST(FusedRecurrence, NothingFallsBackSilently) {
 TEST(FusedRecurrence, ErrorsNameTheTensor) {
   auto in = Leaves(kAll, at::kFloat).in;
   in.beta = at::ones({5, 75, 1});
-  EXPECT_ERROR(kernels::use(kernels::delta_rule, reference, in),
+  EXPECT_ERROR(kernels::use(kernels::delta_rule, linear_recurrence_reference, in),
                "delta_rule: beta is [5, 75, 1], expected [B=5, T=75, H=2]");
 }
 

@@ -5,8 +5,7 @@
 
 #include "core/error.h"
 #include "kernels/kernels.h"
-#include "mixers/delta_net.h"
-#include "mixers/linear_attention.h"
+#include "mixers/linear_recurrence.h"
 #include "mixers/mamba.h"
 #include "mixers/short_conv.h"
 #include "mixers/ttt.h"
@@ -114,12 +113,8 @@ TEST(FusedStep, LinearRecurrences) {
         in.v = normal({kSessions, 1, H, V}, 3).to(type);
         if (delta) in.beta = normal({kSessions, 1, H}, 4).sigmoid();
         in.S = normal({kPool, H, K, V}, 5);
-        const auto reference = [&](const kernels::RecurrenceInput& x) -> kernels::RecurrenceOutput {
-          const auto [o, S] = delta ? delta_rule_reference(x.q, x.k, x.v, x.beta, x.S, {x.starts})
-                                    : linear_attention_reference(x.q, x.k, x.v, x.S, {x.starts});
-          return {o, S};
-        };
-        expect_reference(delta ? kernels::delta_rule : kernels::linear_attention, reference, in, tolerance(type));
+        expect_reference(delta ? kernels::delta_rule : kernels::linear_attention, linear_recurrence_reference, in,
+                         tolerance(type));
       }
     }
   }

@@ -3,8 +3,7 @@
 #include <ATen/ATen.h>
 
 #include "core/registry.h"
-#include "mixers/delta_net.h"
-#include "mixers/linear_attention.h"
+#include "mixers/linear_recurrence.h"
 #include "testing/testing.h"
 
 namespace lineal {
@@ -131,9 +130,10 @@ TEST(TTTEquivalence, BatchGradientDescentIsLinearAttention) {
                                             {"initial_weights", "zero"},
                                             {"mini_batch_size", size},
                                             {"form", form}});
-      const auto [o, S] =
-          linear_attention_reference(projected(*layer, "q_proj", x, H), projected(*layer, "k_proj", x, H),
-                                     projected(*layer, "v_proj", x, H), at::zeros({B, H, K, K}, at::kDouble));
+      const auto [o, S] = linear_recurrence_reference({.q = projected(*layer, "q_proj", x, H),
+                                                       .k = projected(*layer, "k_proj", x, H),
+                                                       .v = projected(*layer, "v_proj", x, H),
+                                                       .S = at::zeros({B, H, K, K}, at::kDouble)});
       State state = layer->initial_state(B);
       EXPECT_CLOSE(layer->forward(x, state, {}), after_the_inner_model(*layer, o), 1e-11);
       EXPECT_CLOSE(layer->current_weights(state)[0], S, 1e-11);
@@ -192,8 +192,11 @@ TEST(TTTEquivalence, OnlineGradientDescentIsTheDeltaRule) {
           beta = 0.3 / K * (gate + weights["learnable_ttt_lr_bias"].squeeze(1)).sigmoid();
         }
         State state = layer->initial_state(B);
-        const auto [o, S] = delta_rule_reference(projected(*layer, "q_proj", x, H), projected(*layer, "k_proj", x, H),
-                                                 projected(*layer, "v_proj", x, H), beta, state.at("W1"));
+        const auto [o, S] = linear_recurrence_reference({.q = projected(*layer, "q_proj", x, H),
+                                                         .k = projected(*layer, "k_proj", x, H),
+                                                         .v = projected(*layer, "v_proj", x, H),
+                                                         .beta = beta,
+                                                         .S = state.at("W1")});
         EXPECT_CLOSE(layer->forward(x, state, {}), after_the_inner_model(*layer, o), 1e-11);
         EXPECT_CLOSE(layer->current_weights(state)[0], S, 1e-11);
       }
