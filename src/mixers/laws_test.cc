@@ -39,6 +39,9 @@ const std::vector<Case>& special_cases() {
       {"ttt_mlp", {{"mini_batch_size", 3}, {"share_qk", true}, {"use_gate", true}}},
       {"linear_attention", {{"feature_map", "elu1"}, {"normalize", true}, {"chunk_size", 7}}},
       {"delta_net", {{"short_conv", false}, {"chunk_size", 3}}},
+      {"retention", {{"expand_k", 0.5}, {"rope_theta", 0}, {"short_conv", true}, {"use_gate", false}}},
+      {"gla", {{"short_conv", true}, {"expand_k", 1}, {"num_attention_heads", 3}, {"chunk_size", 7}}},
+      {"gated_delta_net", {{"short_conv", false}, {"expand_v", 0.5}, {"chunk_size", 3}}},
       {"mamba", {{"state_size", 3}, {"conv_kernel", 1}, {"chunk_size", 3}, {"time_step_rank", 2}}},
   };
   return list;
@@ -80,11 +83,12 @@ TEST_P(Laws, Gradients) { EXPECT_EQ(gradient_law(subject(24)), ""); }
 TEST_P(Laws, ConstantState) { EXPECT_EQ(constant_state_law(subject(24)), ""); }
 TEST_P(Laws, Step) { EXPECT_EQ(step_law(subject(24)), ""); }
 
-/// reset_parameters leaves no parameter as it was, and making a mixer draws no numbers before it.
+/// reset_parameters leaves no parameter and no buffer as it was, and making a mixer draws no numbers before it.
 TEST_P(Laws, ResetIsAFreshMixer) {
   at::NoGradGuard no_grad;
   const auto again = make_mixer(GetParam().mixer, GetParam().options, 24);
   for (Tensor& parameter : again->parameters()) parameter.fill_(NAN);
+  for (Tensor& buffer : again->buffers()) buffer.fill_(NAN);
   at::manual_seed(3);
   again->reset_parameters(0.02);
   at::manual_seed(3);
@@ -92,6 +96,10 @@ TEST_P(Laws, ResetIsAFreshMixer) {
   const auto expected = other->named_parameters();
   for (const auto& item : again->named_parameters()) {
     EXPECT_EQ(bit_difference(item.value(), *expected.find(item.key())), "") << item.key();
+  }
+  const auto buffers = other->named_buffers();
+  for (const auto& item : again->named_buffers()) {
+    EXPECT_EQ(bit_difference(item.value(), *buffers.find(item.key())), "") << item.key();
   }
 }
 

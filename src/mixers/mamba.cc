@@ -23,9 +23,6 @@
 namespace lineal {
 namespace {
 
-/// Steps at the start of training, log-uniform.   (Mamba, section 3.6)
-constexpr double kLeastStep = 1e-3, kMostStep = 1e-1;
-
 Dims check(const Selective& in, const Tensor& h) {
   Dims dims("selective_scan");
   dims.check(in.u, "BTD", "u");
@@ -132,6 +129,13 @@ kernels::ScanOutput around_scan(const kernels::ScanInput& in, const Scan& scan) 
   return {y.to(in.u.scalar_type()), h};
 }
 
+void reset_step(Tensor& bias) {
+  constexpr double kLeast = 1e-3, kMost = 1e-1;
+  at::NoGradGuard no_grad;
+  const Tensor step = at::empty_like(bias).uniform_(std::log(kLeast), std::log(kMost)).exp();
+  bias.copy_(step + step.neg().expm1().neg().log());  // softplus of it is the step
+}
+
 namespace {
 
 struct MambaConfig : Config {
@@ -189,8 +193,7 @@ class Mamba : public Mixer {
     conv_->reset_parameters();
     const double bound = 1 / std::sqrt(static_cast<double>(rank_));
     dt_proj_->weight.uniform_(-bound, bound);
-    const Tensor step = at::empty_like(dt_proj_->bias).uniform_(std::log(kLeastStep), std::log(kMostStep)).exp();
-    dt_proj_->bias.copy_(step + step.neg().expm1().neg().log());  // softplus of it is the step
+    reset_step(dt_proj_->bias);
     A_log_.copy_(at::arange(1, config_.state_size + 1, A_log_.options().requires_grad(false)).log().expand_as(A_log_));
     skip_.fill_(1);
   }

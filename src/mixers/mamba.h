@@ -38,4 +38,7 @@ kernels::ScanOutput around_scan(const kernels::ScanInput& in, const Scan& scan);
 /// Keeps only a and h for the backward pass, which is the same scan reversed; differentiable once.
 Tensor linear_scan(const Tensor& a, const Tensor& x, const Tensor& h, int64_t chunk_size);
 
+/// Gives the bias under a softplus values whose steps are log-uniform in [1e-3, 1e-1].   (Mamba, section 3.6)
+void reset_step(Tensor& bias);
+
 }  // namespace lineal
