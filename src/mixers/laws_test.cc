@@ -42,6 +42,7 @@ const std::vector<Case>& special_cases() {
       {"retention", {{"expand_k", 0.5}, {"rope_theta", 0}, {"short_conv", true}, {"use_gate", false}}},
       {"gla", {{"short_conv", true}, {"expand_k", 1}, {"num_attention_heads", 3}, {"chunk_size", 7}}},
       {"gated_delta_net", {{"short_conv", false}, {"expand_v", 0.5}, {"chunk_size", 3}}},
+      {"mamba2", {{"state_size", 3}, {"conv_kernel", 1}, {"num_heads", 6}, {"n_groups", 3}, {"chunk_size", 3}}},
       {"mamba", {{"state_size", 3}, {"conv_kernel", 1}, {"chunk_size", 3}, {"time_step_rank", 2}}},
   };
   return list;
