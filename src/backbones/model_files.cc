@@ -12,9 +12,11 @@
 namespace lineal {
 namespace {
 
-std::vector<std::pair<std::string, Tensor>> parameters_of(const LanguageModel& model) {
+/// Parameters, then buffers.
+std::vector<std::pair<std::string, Tensor>> tensors_of(const LanguageModel& model) {
   std::vector<std::pair<std::string, Tensor>> result;
   for (const auto& item : model.named_parameters()) result.emplace_back(item.key(), item.value().detach());
+  for (const auto& item : model.named_buffers()) result.emplace_back(item.key(), item.value());
   return result;
 }
 
@@ -25,7 +27,7 @@ void save_model(const LanguageModel& model, const std::filesystem::path& dir) {
   std::filesystem::create_directories(dir, error);
   if (error) fail("model: cannot make the folder ", dir.string(), ": ", error.message());
   write_atomic(dir / "config.json", model.config().to_json().dump(2) + "\n");
-  save_safetensors(dir / "model.safetensors", parameters_of(model), {{"format", "pt"}});
+  save_safetensors(dir / "model.safetensors", tensors_of(model), {{"format", "pt"}});
 }
 
 Json read_model_config(const std::filesystem::path& dir) {
@@ -38,32 +40,40 @@ Json read_model_config(const std::filesystem::path& dir) {
 
 void set_parameters(LanguageModel& model, const std::vector<std::pair<std::string, Tensor>>& tensors,
                     const std::string& who) {
-  auto parameters = model.named_parameters();
+  const auto own = tensors_of(model);
+  std::map<std::string, Tensor> missing(own.begin(), own.end());
+  at::NoGradGuard no_grad;
   for (const auto& [name, tensor] : tensors) {
-    Tensor* parameter = parameters.find(name);
-    if (parameter == nullptr) fail_unknown(who, "tensor", name, parameters.keys());
-    if (parameter->sizes() != tensor.sizes()) {
-      fail(who, ": tensor ", name, " is ", tensor.sizes(), ", config.json asks for ", parameter->sizes());
+    const auto found = missing.find(name);
+    if (found == missing.end()) {
+      std::vector<std::string> names;
+      for (const auto& [known, _] : own) names.push_back(known);
+      if (std::find(names.begin(), names.end(), name) != names.end()) fail(who, ": tensor ", name, " is there twice");
+      fail_unknown(who, "tensor", name, names);
+    }
+    if (found->second.sizes() != tensor.sizes()) {
+      fail(who, ": tensor ", name, " is ", tensor.sizes(), ", config.json asks for ", found->second.sizes());
     }
     if (!tensor.is_floating_point()) fail(who, ": tensor ", name, " is ", tensor.dtype().name(), ", expected floats");
+    missing.erase(found);
   }
-  if (tensors.size() != parameters.size()) {
-    for (const auto& item : parameters) {
-      const auto same = [&](const auto& pair) { return pair.first == item.key(); };
-      if (std::none_of(tensors.begin(), tensors.end(), same)) {
-        fail(who, ": tensor ", item.key(), " ", item.value().sizes(), " is missing");
-      }
-    }
-    fail(who, ": a tensor is there twice");
+  for (const auto& item : model.named_parameters()) {
+    if (missing.count(item.key()) > 0) fail(who, ": tensor ", item.key(), " ", item.value().sizes(), " is missing");
   }
-  at::NoGradGuard no_grad;
-  for (const auto& [name, tensor] : tensors) parameters[name].copy_(tensor);
+  std::map<std::string, Tensor> targets(own.begin(), own.end());
+  for (const auto& [name, tensor] : tensors) targets[name].copy_(tensor);
 }
 
 std::shared_ptr<LanguageModel> load_parameters(const LanguageModelConfig& config, const std::filesystem::path& dir) {
   const auto path = dir / "model.safetensors";
   const SafeTensors file = load_safetensors(path);
   auto model = std::make_shared<LanguageModel>(config, Parameters::empty);
+  for (const auto& item : model->named_buffers()) {
+    if (file.find(item.key()) == nullptr) {
+      model->reset_parameters();
+      break;
+    }
+  }
   set_parameters(*model, file.tensors, path.string());
   return model;
 }
@@ -79,7 +89,7 @@ std::string fingerprint(const LanguageModel& model) {
   const std::string config = model.config().to_json().dump();
   const uLong options = add(0, config.data(), config.size());
   uLong values = 0;
-  for (const auto& [name, tensor] : parameters_of(model)) {
+  for (const auto& [name, tensor] : tensors_of(model)) {
     const Tensor plain = tensor.cpu().contiguous();
     values = add(add(values, name.data(), name.size()), plain.const_data_ptr(), plain.nbytes());
   }

@@ -17,18 +17,20 @@ void save_model(const LanguageModel& model, const std::filesystem::path& dir);
 /// config.json of a directory, parsed; throws Error when it is missing or no JSON object.
 Json read_model_config(const std::filesystem::path& dir);
 
-/// A model of this configuration with the parameters of dir/model.safetensors, float32.
+/// A model of this configuration with the parameters and buffers of dir/model.safetensors, float32. Buffers that are
+/// not there are drawn as in a new model: weights trained with attention become a Performer's.
 std::shared_ptr<LanguageModel> load_parameters(const LanguageModelConfig& config, const std::filesystem::path& dir);
 
 /// A directory written by save_model.
 std::shared_ptr<LanguageModel> load_native_model(const std::filesystem::path& dir);
 
-/// Copies tensors over the model's parameters by name, converting their type. One that is missing, unexpected or of
-/// another shape is an Error that names `who`, the tensor and both shapes.
+/// Copies tensors over the model's parameters and buffers by name, converting their type. One that is unexpected or of
+/// another shape, or a parameter that is missing, is an Error that names `who`, the tensor and both shapes.
 void set_parameters(LanguageModel& model, const std::vector<std::pair<std::string, Tensor>>& tensors,
                     const std::string& who);
 
-/// Sixteen hexadecimal digits that change with the configuration and with any parameter: what a session is tied to.
+/// Sixteen hexadecimal digits that change with the configuration and with any parameter or buffer: what a session is
+/// tied to.
 std::string fingerprint(const LanguageModel& model);
 
 }  // namespace lineal

@@ -35,8 +35,11 @@ class Mixer : public torch::nn::Module {
   /// kernels for it neither gather nor write back.
   virtual Tensor step(const Tensor& x, State& pool, const Rows& rows);
 
-  /// Fills every parameter with its initial value; weights of linear maps are N(0, deviation^2).
+  /// Fills every parameter and buffer with its initial value; weights of linear maps are N(0, deviation^2).
   virtual void reset_parameters(double deviation) = 0;
+
+  /// Training is about to make its step `step`, from 0: what changes by the clock and not by the gradient changes here.
+  virtual void begin_step(int64_t /*step*/) {}
 
   /// While true, forward leaves scalars worth logging in `measured` (TTT: the mean inner loss of the call's tokens
   /// before and after the steps of their inner batch).

@@ -417,8 +417,8 @@ void TTT::reset_parameters(double deviation) {
     if (!map->is_empty()) reset_linear(*map, deviation);
   }
   if (conv_q_) conv_q_->reset_parameters(), conv_k_->reset_parameters();
-  if (config_.initial_weights == "learned") {
-    for (size_t i = 0; i < shapes_.size(); ++i) weights_[i].normal_(0, shapes_[i].deviation);
+  for (size_t i = 0; i < shapes_.size(); ++i) {
+    config_.initial_weights == "learned" ? weights_[i].normal_(0, shapes_[i].deviation) : weights_[i].zero_();
   }
   if (lr_weight_.defined()) lr_weight_.normal_(0, deviation), lr_bias_.zero_(), token_idx_.zero_();
   if (norm_weight_.defined()) norm_weight_.fill_(1), norm_bias_.zero_();

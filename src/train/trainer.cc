@@ -68,7 +68,10 @@ StepResult Trainer::step(bool measure) {
   StepResult result;
   result.lr = learning_rate(config_, steps_done_);
   measured_.clear();
-  for (const auto& block : model_->blocks()) block->mixer().measure = measure;
+  for (const auto& block : model_->blocks()) {
+    block->mixer().measure = measure;
+    block->mixer().begin_step(steps_done_);
+  }
   SegmentRun run = segment_run(text("step ", steps_done_ + 1, ": the loss"));
   if (measure) run.observe = [this] { collect_measured(); };
   int64_t number = steps_done_ * batches_per_step_;
