@@ -111,6 +111,32 @@ TEST_F(ModelDirectory, WhatWasSavedIsLoaded) {
   EXPECT_NE(fingerprint(*loaded.model), fingerprint(*model));
 }
 
+/// Weights trained with softmax go on with random features, whose rows are drawn when the file has none, and are then
+/// part of the model.
+TEST_F(ModelDirectory, WeightsOfAttentionAreAPerformers) {
+  LanguageModelConfig config = model->config();
+  config.layers = parse_plan("attention(num_key_value_heads=2)*2");
+  const LanguageModel trained(config);
+  save_model(trained, dir);
+  Json json = read_model_config(dir);
+  for (Json& layer : json["layers"]) layer = {{"mixer", "performer"}, {"num_key_value_heads", 2}};
+  write_atomic(dir / "config.json", json.dump());
+
+  auto performer = load_model(dir).model;
+  const auto weights = performer->named_parameters();
+  for (const auto& item : trained.named_parameters()) EXPECT_TRUE(at::equal(item.value(), weights[item.key()]));
+  ASSERT_EQ(performer->buffers().size(), 2);
+  for (const Tensor& rows : performer->buffers()) {
+    EXPECT_NEAR(rows.square().mean().item<double>(), 1, 0.2);  // 256 rows of 6 normal numbers
+  }
+
+  save_model(*performer, dir);
+  const auto again = load_model(dir).model;
+  EXPECT_EQ(fingerprint(*again), fingerprint(*performer));
+  again->buffers()[1].add_(1e-3);
+  EXPECT_NE(fingerprint(*again), fingerprint(*performer));
+}
+
 TEST_F(ModelDirectory, BadDirectoriesAreNamed) {
   EXPECT_ERROR(load_model(dir / "nowhere"), "does not exist");
   EXPECT_ERROR(load_model(dir / "config.json"), "is a file, expected a model directory");

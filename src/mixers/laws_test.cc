@@ -43,6 +43,13 @@ const std::vector<Case>& special_cases() {
       {"gla", {{"short_conv", true}, {"expand_k", 1}, {"num_attention_heads", 3}, {"chunk_size", 7}}},
       {"gated_delta_net", {{"short_conv", false}, {"expand_v", 0.5}, {"chunk_size", 3}}},
       {"mamba2", {{"state_size", 3}, {"conv_kernel", 1}, {"num_heads", 6}, {"n_groups", 3}, {"chunk_size", 3}}},
+      {"performer",
+       {{"feature_map", "hyperbolic"}, {"num_features", 7}, {"num_key_value_heads", 2}, {"chunk_size", 3}}},
+      {"performer",
+       {{"feature_map", "trig"}, {"num_features", 64}, {"projection", "h-orf"}, {"stabilizer", 1}, {"chunk_size", 7}}},
+      {"performer", {{"feature_map", "relu"}, {"num_features", 11}, {"projection", "g-orf"}, {"row_norms", "sqrt"}}},
+      {"performer", {{"feature_map", "tanh"}, {"projection", "none"}, {"renormalize", false}, {"rope_theta", 0}}},
+      {"performer_bidirectional", {{"feature_map", "sigmoid"}, {"num_features", 7}, {"num_key_value_heads", 1}}},
       {"mamba", {{"state_size", 3}, {"conv_kernel", 1}, {"chunk_size", 3}, {"time_step_rank", 2}}},
   };
   return list;

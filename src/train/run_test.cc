@@ -7,6 +7,7 @@
 #include "core/error.h"
 #include "core/file.h"
 #include "core/run_mark.h"
+#include "core/safetensors.h"
 #include "testing/run_content.h"
 #include "testing/temporary_folder.h"
 #include "testing/testing.h"
@@ -39,7 +40,9 @@ std::unique_ptr<Trainer> trainer_of(const TrainConfig& config) {
   model.vocab_size = 29;
   model.hidden_size = 12;
   model.intermediate_size = 20;
-  model.layers = parse_plan("ttt_linear*2", {{"num_attention_heads", 3}, {"mini_batch_size", 4}});
+  model.layers = parse_plan(
+      "performer(num_attention_heads=3, num_features=5, redraw_interval=3), "
+      "ttt_linear(num_attention_heads=3, mini_batch_size=4)");
   TrainData data;
   data.batch = batch_of;
   data.validation = [](int64_t number) { return batch_of(1000 + number); };
@@ -75,6 +78,22 @@ TEST(Run, ResumedAtAnyStepEqualsUninterruptedBitForBit) {
     }
     EXPECT_EQ(found.size(), whole.size()) << stop;
   }
+}
+
+/// The first layer's projection is drawn anew before steps 4 and 7.
+TEST(Run, WhatChangesByTheClockIsSaved) {
+  const TemporaryFolder folder;
+  run_until(*RunFolder::create(folder / "run", Json::object()), 1 << 20, {{"save_every", 1}, {"keep", 7}});
+  std::vector<int64_t> redrawn;
+  Tensor last;
+  for (int64_t step = 1; step <= kSteps; ++step) {
+    const fs::path file = folder / "run" / "checkpoints" / text("step-", step) / "model.safetensors";
+    const Tensor rows =
+        load_safetensors(file).at("model.layers.0.seq_modeling_block.projection_matrix", file.string()).clone();
+    if (last.defined() && !at::equal(rows, last)) redrawn.push_back(step);
+    last = rows;
+  }
+  EXPECT_EQ(redrawn, (std::vector<int64_t>{4, 7}));
 }
 
 TEST(Run, MetricsBeyondTheCheckpointAndLeftoversOfAKilledWriteGo) {
