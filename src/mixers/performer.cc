@@ -75,10 +75,10 @@ struct PerformerConfig : Config {
   }
 };
 
-Rows rows_of(const std::string& projection) {
-  if (projection == "r-orf") return Rows::r_orf;
-  if (projection == "h-orf") return Rows::h_orf;
-  return projection == "g-orf" ? Rows::g_orf : Rows::iid;
+Drawing rows_of(const std::string& projection) {
+  if (projection == "r-orf") return Drawing::r_orf;
+  if (projection == "h-orf") return Drawing::h_orf;
+  return projection == "g-orf" ? Drawing::g_orf : Drawing::iid;
 }
 
 /// x [B, T, H] -> [B, 1 + T, H]: `before` [B, H], then the maxima of each token's document up to it; a document starts

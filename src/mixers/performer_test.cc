@@ -163,12 +163,13 @@ TEST(Performer, DiffersFromThePublicCausalFormByItsLeak) {
   const auto ours = [&](const Tensor& tokens, double epsilon) {
     const auto mixer = bare_performer(D, epsilon);
     at::manual_seed(3);
-    mixer->named_buffers()["projection_matrix"].copy_(draw_projection(32, D, Rows::r_orf, RowNorms::chi, x.options()));
+    mixer->named_buffers()["projection_matrix"].copy_(
+        draw_projection(32, D, Drawing::r_orf, RowNorms::chi, x.options()));
     return read_all(*mixer, tokens);
   };
   const auto published = [&](const Tensor& tokens, double epsilon) {
     at::manual_seed(3);
-    const Tensor w = draw_projection(32, D, Rows::r_orf, RowNorms::chi, x.options()), k = tokens.unsqueeze(2);
+    const Tensor w = draw_projection(32, D, Drawing::r_orf, RowNorms::chi, x.options()), k = tokens.unsqueeze(2);
     return public_attention(k, k, k, w, epsilon)(/*causal=*/true, 0).squeeze(2);
   };
   const auto moved = [&](const auto& attention) {

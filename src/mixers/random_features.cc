@@ -71,23 +71,23 @@ Tensor orthogonal_rows(const Tensor& blocks) {
   return (Q * signs).transpose(1, 2).flatten(0, 1);
 }
 
-Tensor draw_projection(int64_t M, int64_t K, Rows rows, RowNorms norms, at::TensorOptions options) {
+Tensor draw_projection(int64_t M, int64_t K, Drawing rows, RowNorms norms, at::TensorOptions options) {
   int64_t size = K;  // of a block
-  if (rows == Rows::h_orf) {
+  if (rows == Drawing::h_orf) {
     for (size = 1; size < K;) size *= 2;
   }
   const int64_t count = (M + size - 1) / size;
   Tensor w;
-  if (rows == Rows::iid) {
+  if (rows == Drawing::iid) {
     w = at::randn({M, K}, options);
     if (norms == RowNorms::chi) return w;
     w = w / w.norm(2, {1}, /*keepdim=*/true);
-  } else if (rows == Rows::r_orf) {
+  } else if (rows == Drawing::r_orf) {
     w = orthogonal_rows(at::randn({count, K, K}, options)).slice(0, 0, M);
   } else {
     std::vector<Tensor> blocks;
     for (int64_t i = 0; i < count; ++i) {
-      blocks.push_back(rows == Rows::h_orf ? hadamard_block(size, options) : givens_block(size, options));
+      blocks.push_back(rows == Drawing::h_orf ? hadamard_block(size, options) : givens_block(size, options));
     }
     w = at::cat(blocks, 0).slice(0, 0, M).slice(1, 0, K);
   }

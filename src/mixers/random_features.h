@@ -11,12 +11,12 @@ namespace lineal {
 using at::Tensor;
 
 /// How the rows w_j of a projection are drawn, and how long they are.
-enum class Rows { iid, r_orf, h_orf, g_orf };
+enum class Drawing { iid, r_orf, h_orf, g_orf };
 enum class RowNorms { chi, sqrt };
 
 /// [M, K] from the global generator. Each row alone is N(0, I) with chi norms, and uniform on the sphere of radius
 /// sqrt(K) with sqrt (regularised softmax); rows of an orthogonal block of K are orthogonal.
-Tensor draw_projection(int64_t M, int64_t K, Rows rows, RowNorms norms, at::TensorOptions options);
+Tensor draw_projection(int64_t M, int64_t K, Drawing rows, RowNorms norms, at::TensorOptions options);
 
 /// Standard normal blocks [n, K, K] -> [n K, K], the rows of each block orthonormal and uniformly distributed.
 Tensor orthogonal_rows(const Tensor& blocks);

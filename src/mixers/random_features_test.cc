@@ -11,8 +11,8 @@
 namespace lineal {
 namespace {
 
-const std::map<std::string, Rows> kRows = {
-    {"iid", Rows::iid}, {"r-orf", Rows::r_orf}, {"h-orf", Rows::h_orf}, {"g-orf", Rows::g_orf}};
+const std::map<std::string, Drawing> kRows = {
+    {"iid", Drawing::iid}, {"r-orf", Drawing::r_orf}, {"h-orf", Drawing::h_orf}, {"g-orf", Drawing::g_orf}};
 
 const at::TensorOptions kDouble = at::TensorOptions().dtype(at::kDouble);
 
