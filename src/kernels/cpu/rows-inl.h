@@ -24,11 +24,6 @@ HWY_INLINE Vec all(float x) { return hn::Set(kWide, x); }
 /// out. x may lie outside any array.
 HWY_INLINE void prefetch_ahead(const void* x) { __builtin_prefetch(x, 0, 2); }
 
-/// Has n floats on their way to the cache; may lie outside any array.
-HWY_INLINE void prefetch(const float* x, int64_t n) {
-  for (int64_t j = 0; j < n; j += kAlign) hwy::Prefetch(x + j);
-}
-
 /// to [0, n) = from, of any n.
 HWY_INLINE void copy(const float* HWY_RESTRICT from, int64_t n, float* HWY_RESTRICT to) {
   int64_t j = 0;
