@@ -5,7 +5,8 @@
 //   output   o_t = S_t^T q_t
 //   cost     O(T K V) time, 3 K V state per head (2 with inner batches of one token)
 // q and k are projections, through a short convolution and silu, of length 1; 2 theta, eta and alpha sigmoids of
-// projections, one per head. Without momentum or forgetting, inner batches of one token are the delta rule.
+// projections, one per head. Without momentum or forgetting, inner batches of one token are the delta rule. With one
+// token a batch a key that repeats cannot make it diverge: 2 theta |k|^2 < 2 (1 + eta).
 #include "mixers/titans.h"
 
 #include <ATen/ATen.h>
@@ -48,7 +49,7 @@ Tensor titans_memory(const MemoryInput& in, Memory& memory, int64_t mini_batch_s
 namespace {
 
 struct TitansConfig : RecurrentConfig {
-  int64_t mini_batch_size = 16;
+  int64_t mini_batch_size = 1;
 
   TitansConfig() {
     short_conv = true;
@@ -56,7 +57,8 @@ struct TitansConfig : RecurrentConfig {
   }
   std::vector<Field> fields() override {
     auto list = RecurrentConfig::fields();
-    list.back() = {"mini_batch_size", &mini_batch_size, size_range(), "tokens whose gradients are taken at once"};
+    list.back() = {"mini_batch_size", &mini_batch_size, size_range(),
+                   "tokens whose gradients are taken at once; of many alike the sum may overshoot and diverge"};
     return list;
   }
 };
