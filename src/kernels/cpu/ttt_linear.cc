@@ -1,8 +1,9 @@
 // TTT-Linear in the dual form, one (row, head) at a time with its state in cache.            formulas: mixers/ttt.h
 //
 // Forward, an inner batch of C tokens that starts at W, D (a bias is the last row of W; then k and q end with a 1):
-//   X = k W                                 xhat, r = normal form and 1/std of its rows;  e = gamma xhat + beta -
-//   target g_X = r (u - <u> - xhat <u xhat>),      u = gamma e;   G = eta g_X                    <.>: mean over a row
+//   X = k W;                                xhat, r = normal form and 1/std of its rows
+//   e = gamma xhat + beta - target;         u = gamma e                                     <.>: mean over a row
+//   g_X = r (u - <u> - xhat <u xhat>);      G = eta g_X
 //   Z = q W - s (P G + q D),                P = tril(q k^T)
 //   D' = D + k^T G;                         W' = W - s_C D' and D' = 0 at the end of the inner batch
 //   o = gamma zhat + beta (+ q)

@@ -1,5 +1,4 @@
-// TTT-MLP in the dual form, one (row, head) at a time with its state in cache.               formulas:
-// mixers/ttt_mlp.cc
+// TTT-MLP in the dual form, one (row, head) at a time with its state in cache.          formulas: mixers/ttt_mlp.cc
 //
 // Forward, an inner batch of C tokens that starts at W1, W2 and D1, D2; g is gelu (a bias is the last row of W; then k,
 // q, h and a end with a 1); o, xhat, r, e and g_X as in ttt_linear.cc:
