@@ -34,7 +34,7 @@ class Forward {
 
   Forward(Scratch& scratch, const TTTCall& call, const TTTResult& result)
       : call_(call), result_(result), head_(scratch, call, kTogether), K_(call.K), Kp_(head_.Kp), A_(K_ + 1) {
-    for (Slot& slot : slots_) slot = {scratch.take(A_ * Kp_), scratch.take(A_ * Kp_)};
+    for (Slot& slot : slots_) slot = {scratch.take((Kp_ + 1) * Kp_), scratch.take(A_ * Kp_)};  // W is saved padded
     X_ = scratch.take(head_.Cp * Kp_);
     Z_ = scratch.take(head_.Cp * Kp_);
     G_ = scratch.take(head_.Cp * Kp_);
@@ -153,7 +153,7 @@ class Backward {
         square_(Kp_ * Kp_) {
     const int64_t tokens = Cp_ * Kp_;
     states_ = scratch.take(call.keep * square_);
-    D_ = scratch.take((K_ + 1) * Kp_);
+    D_ = scratch.take((Kp_ + 1) * Kp_);
     work_ = scratch.take((Kp_ + 1) * Kp_);
     for (Slot& slot : slots_) {
       slot.WT = scratch.take(square_);

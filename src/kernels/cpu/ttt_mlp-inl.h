@@ -62,7 +62,7 @@ struct Pairs {
       : call(the_call), width(call), K(call.K), Kp(padded(K)), size1((K + 1) * width.row), size2(width.A * Kp) {}
 
   Pair take(Scratch& scratch) const {
-    float* W1 = scratch.take(size1);
+    float* W1 = scratch.take(size1 + 3 * width.row);  // transposing reads rows in fours
     return {W1, scratch.take(size2)};
   }
   void clear(const Pair& x) const {
