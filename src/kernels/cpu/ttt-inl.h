@@ -281,6 +281,15 @@ struct HeadBackward : Head {
     copy(dscale, call.C, d.scale + index * call.C);
   }
 
+  /// Has memory bring what the blocks of these tokens read and write, and the state that was saved before them.
+  void prefetch(const Place& at, int64_t tokens, const float* saved, Ahead& ahead) const {
+    ahead.begin(
+        at, tokens, K,
+        {Ahead::stream(call.k), Ahead::stream(call.q), Ahead::stream(call.v), Ahead::stream(call.k_normal),
+         Ahead::stream(call.q_normal), Ahead::stream(d.o), Ahead::stream(d.k), Ahead::stream(d.q), Ahead::stream(d.v)});
+    ahead.also(saved, call.state_size);
+  }
+
   /// xhat, e and G of the block's tokens, from what forward saved.
   void recall(const Place& at, int64_t c, float* G) {
     normal = input({call.k_normal, false}, at, c, normal_);

@@ -197,13 +197,7 @@ class Backward {
     transpose(K_, K_, saved, Kp_, states_, Kp_);
     for (int64_t n = first; n + 1 < last; ++n) advance(n, n - first);
   }
-  void prefetch(const Place& at, int64_t tokens, const float* saved) {
-    ahead_.begin(at, tokens, K_,
-                 {Ahead::stream(call_.k), Ahead::stream(call_.q), Ahead::stream(call_.v), Ahead::stream(call_.k_normal),
-                  Ahead::stream(call_.q_normal), Ahead::stream(d_.o), Ahead::stream(d_.k), Ahead::stream(d_.q),
-                  Ahead::stream(d_.v)});
-    ahead_.also(saved, square_);
-  }
+  void prefetch(const Place& at, int64_t tokens, const float* saved) { head_.prefetch(at, tokens, saved, ahead_); }
 
   /// Block n, the i-th of its group.
   void block(int64_t n, int64_t i) {
@@ -228,7 +222,7 @@ class Backward {
     product<Store::add>(c, K_, c, {head_.P, 1, Cp_}, dZ, Kp_, dG_, Kp_);
     head_.learn_backward(at, c, dG_, dX);
 
-    const Rows<float>&dk = head_.dk, dq = head_.dq;
+    const Rows<float> dk = head_.dk, dq = head_.dq;
     product_ahead<Store::add>(ahead_, 1, c, K_, K_, {dX, Kp_}, WT, Kp_, dk.data, dk.step);
     product_ahead<Store::add>(ahead_, 1, c, K_, K_, {dZ, Kp_}, WT, Kp_, dq.data, dq.step);
     product<Store::add>(c, K_, c, {S_, Cp_}, k, Kp_, dq.data, dq.step, 1, /*lower=*/true);

@@ -214,13 +214,7 @@ class Backward {
     states_[0] = {saved, saved + pairs_.size1};
     for (int64_t n = first; n + 1 < last; ++n) advance(n, n - first);
   }
-  void prefetch(const Place& at, int64_t tokens, const float* saved) {
-    ahead_.begin(at, tokens, call_.K,
-                 {Ahead::stream(call_.k), Ahead::stream(call_.q), Ahead::stream(call_.v), Ahead::stream(call_.k_normal),
-                  Ahead::stream(call_.q_normal), Ahead::stream(d_.o), Ahead::stream(d_.k), Ahead::stream(d_.q),
-                  Ahead::stream(d_.v)});
-    ahead_.also(saved, call_.state_size);
-  }
+  void prefetch(const Place& at, int64_t tokens, const float* saved) { head_.prefetch(at, tokens, saved, ahead_); }
 
   /// Block n, the i-th of its group.
   void block(int64_t n, int64_t i) {
@@ -297,7 +291,7 @@ class Backward {
     multiply<Store::add>(c, F, row, dh_, U, dU);
 
     transpose(K, F, W.W1, row, narrow_, Kp);
-    const Rows<float>&dk = head_.dk, dq = head_.dq;
+    const Rows<float> dk = head_.dk, dq = head_.dq;
     product<Store::add>(c, K, F, {dU, row}, narrow_, Kp, dk.data, dk.step);
     product<Store::add>(c, K, F, {dY, row}, narrow_, Kp, dq.data, dq.step);
     transpose(K, F, step.W1, row, narrow_, Kp);
