@@ -4,6 +4,7 @@
 #include <torch/nn/module.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -40,6 +41,26 @@ class Mixer : public torch::nn::Module {
 
   /// Training is about to make its step `step`, from 0: what changes by the clock and not by the gradient changes here.
   virtual void begin_step(int64_t /*step*/) {}
+
+  /// How `parameter` trains where it is not like the others: the highest its learning rate may be, and whether weight
+  /// decay applies.
+  struct Pace {
+    double highest_lr;
+    bool decays;
+  };
+  virtual std::optional<Pace> pace(const std::string& /*parameter*/) const { return {}; }
+
+  /// What else there is to minimise: in training mode forward leaves scalars here, which objectives add to their loss
+  /// (vq_attention: its commitment). Weighted already; means over the call's tokens.
+  std::vector<std::pair<std::string, Tensor>> losses;
+
+  /// While set, forward mixes these values instead of its own, and leaves what it mixed of them before any gate, norm
+  /// or projection: with one-hot values those are rows of the attention matrix.
+  struct Probe {
+    Tensor values;   // [B, T, H, V]
+    Tensor outputs;  // [B, T, H, V]
+  };
+  Probe* probe = nullptr;
 
   /// While true, forward leaves scalars worth logging in `measured` (TTT: the mean inner loss of the call's tokens
   /// before and after the steps of their inner batch).
