@@ -142,3 +142,22 @@ def attention(T, B=1, H=12, K=64, C=16):
     q, k, v = (leaf(B, H, T, K, scale=1 / math.sqrt(K)) for _ in range(3))
     return case(f"B {B} H {H} K {K} T {T}", B * T, leaf.all, "ttt_linear", ttt_case.sides["lineal"],
                 {"SDPA": lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True)})
+
+
+def performer(T, backward=False, B=1, H=8, K=64, M=256):
+    """Attention through M positive features beside softmax attention of the same heads; not the same numbers."""
+    leaf = Leaves()
+    q, k, v = (leaf(B, T, H, K) for _ in range(3))
+    w, S = torch.randn(M, K, generator=leaf.generator), torch.zeros(B, H, M, K + 1)
+    fresh, peak = torch.ones(B, dtype=torch.bool), torch.zeros(B, H)
+
+    def ours():
+        v1 = torch.cat((v, torch.ones(B, T, H, 1)), 3)
+        o = lineal("feature_attention")(q, k, v1, w, S, fresh, peak=peak, scale=K**-0.25)[0]
+        return o[..., :K] / o[..., K:]
+
+    def softmax():
+        heads = (x.transpose(1, 2) for x in (q, k, v))
+        return F.scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2)
+
+    return case(f"B {B} H {H} K {K} M {M} T {T}", B * T, leaf.all, "feature_attention", ours, {"SDPA": softmax})

@@ -46,6 +46,12 @@ def attention(args):
         yield case.what, case.tokens, {s: timed(torch.no_grad()(f)) for s, f in case.sides.items()}, case.missing
 
 
+def performer(args):
+    for T in [2048 << i for i in range(5)]:
+        case = operations.performer(T)
+        yield case.what, case.tokens, {s: timed(torch.no_grad()(f)) for s, f in case.sides.items()}, case.missing
+
+
 def ttt_model(args):
     B, T = 4, 2048
     model = models.TTTModel()
@@ -82,6 +88,7 @@ ROWS = {
     "selective_scan forward": operation(operations.selective_scan, False),
     "selective_scan both": operation(operations.selective_scan, True),
     "ttt_linear against attention": attention,
+    "performer against attention": performer,
     "ttt_linear model, a training step": ttt_model,
     "long context, a training step": long_model,
 }

@@ -11,6 +11,7 @@
 #include <cmath>
 
 #include "kernels/kernels.h"
+#include "mixers/feature_attention.h"
 #include "mixers/linear_recurrence.h"
 #include "mixers/mamba.h"
 #include "mixers/ttt.h"
@@ -110,6 +111,24 @@ Prepared prepare_recurrence(bool delta, const Sizes& n) {
   return result;
 }
 
+Prepared prepare_features(const Sizes& n) {
+  constexpr int64_t kChunk = 64;
+  Prepared result;
+  kernels::FeatureAttentionInput in{.map = "positive", .epsilon = 1e-6};
+  for (Tensor* x : {&in.q, &in.k, &in.v}) *x = random(result.leaves, {n.B, n.T, n.H, n.K});
+  in.projection = at::randn({Sizes::M, n.K});
+  in.scale = std::pow(static_cast<double>(n.K), -0.25);
+  in.S = at::zeros({states(n), n.H, Sizes::M, n.K});
+  in.peak = at::zeros({states(n), n.H});
+  in.fresh = at::zeros({n.B}, at::kBool);
+  const auto turns = std::make_shared<Turns>(n);
+  result.o = [=]() mutable {
+    in.rows = turns->next();
+    return feature_attention(in, kChunk).o;
+  };
+  return result;
+}
+
 Prepared prepare_scan(const Sizes& n) {
   constexpr int64_t kChunk = 32;
   const int64_t D = n.H * n.K;
@@ -169,6 +188,13 @@ const std::vector<Benched>& benched() {
        [](const Sizes& n) { return per_head(n, 6.0 * n.K * n.K); },
        [](const Sizes& n) { return per_head(n, 3.0 * n.K + 1); }, [](const Sizes& n) { return per_head(n, n.K); },
        [](const Sizes& n) { return per_head(n, 6.0 * n.K * n.K); }, square, twice_square},
+      {kernels::feature_attention, prepare_features,
+       // W k, W q, phi(k) v^T and S^T phi(q)
+       [](const Sizes& n) { return per_head(n, 8.0 * n.K * n.M); },
+       [](const Sizes& n) { return per_head(n, 3.0 * n.K); }, [](const Sizes& n) { return per_head(n, n.K); },
+       [](const Sizes& n) { return per_head(n, 8.0 * n.K * n.M); },
+       [](const Sizes& n) { return per_head(n, 1.0 * n.K * n.M); },
+       [](const Sizes& n) { return per_head(n, 2.0 * n.K * n.M); }},
       {kernels::selective_scan, prepare_scan,
        // of each number of the state exp(dt A), counted as two, its product with h, dt u B, their sum and C . h
        [](const Sizes& n) { return per_head(n, 7.0 * n.K * n.N); },

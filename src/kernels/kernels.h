@@ -155,6 +155,32 @@ struct RecurrenceOutput {
 
 extern const Operation<RecurrenceOutput, RecurrenceInput> linear_attention, delta_rule;
 
+/// What attention through random features reads: a linear recurrence of phi(k) and phi(q), formulas and letters in
+/// mixers/performer.cc and random_features.cc.
+struct FeatureAttentionInput {
+  Tensor q, k;        // [B, T, H, K], not yet scaled
+  Tensor v;           // [B, T, H, V]
+  Tensor projection;  // [M, K]
+  std::string map;    // FeatureMap's kinds
+  double scale, epsilon;
+  Tensor S;       // [B, H, features, V]
+  Tensor peak;    // [B, H], of the softmax kernel's features, else undefined
+  Tensor fresh;   // bool [B]: the row's first token is its document's
+  Tensor starts;  // bool [B, T], where documents start with S = 0, or undefined
+  const Rows* rows = nullptr;
+
+  std::vector<Tensor*> state() { return peak.defined() ? std::vector{&S, &peak} : std::vector{&S}; }
+};
+
+struct FeatureAttentionOutput {
+  Tensor o;        // [B, T, H, V]
+  Tensor S, peak;  // after the last token
+
+  std::vector<Tensor*> state() { return peak.defined() ? std::vector{&S, &peak} : std::vector{&S}; }
+};
+
+extern const Operation<FeatureAttentionOutput, FeatureAttentionInput> feature_attention;
+
 /// What a selective scan reads, with what stands around it: h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t and
 /// y_t = (C_t . h_t + D u_t) silu(z_t), where dt_t = delta_t + bias, or with softplus softplus(delta_t + bias).
 /// Formulas and letters in mixers/mamba.cc.

@@ -66,6 +66,25 @@ std::tuple<Tensor, Tensor> delta_rule_op(const Tensor& q, const Tensor& k, const
   return {std::move(out.o), std::move(out.S)};
 }
 
+std::tuple<Tensor, Tensor, Optional> feature_attention_op(const Tensor& q, const Tensor& k, const Tensor& v,
+                                                          const Tensor& projection, const Tensor& S,
+                                                          const Tensor& fresh, const Optional& peak,
+                                                          const Optional& starts, std::string_view map, double scale,
+                                                          double epsilon) {
+  FeatureAttentionOutput out = run(feature_attention, {.q = q,
+                                                       .k = k,
+                                                       .v = v,
+                                                       .projection = projection,
+                                                       .map = std::string(map),
+                                                       .scale = scale,
+                                                       .epsilon = epsilon,
+                                                       .S = S,
+                                                       .peak = peak.value_or(Tensor()),
+                                                       .fresh = fresh,
+                                                       .starts = starts.value_or(Tensor())});
+  return {std::move(out.o), std::move(out.S), out.peak.defined() ? Optional(out.peak) : std::nullopt};
+}
+
 std::tuple<Tensor, Tensor> selective_scan_op(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B,
                                              const Tensor& C, const Tensor& h, const Optional& D, const Optional& z,
                                              const Optional& bias, const Optional& starts, bool softplus) {
@@ -94,6 +113,12 @@ TORCH_LIBRARY(lineal, library) {
       "delta_rule(Tensor q, Tensor k, Tensor v, Tensor beta, Tensor S, *, Tensor? g=None, Tensor? starts=None) "
       "-> (Tensor o, Tensor S_after)",
       delta_rule_op);
+  library.def(
+      "feature_attention(Tensor q, Tensor k, Tensor v, Tensor projection, Tensor S, Tensor fresh, *, Tensor? "
+      "peak=None, "
+      "Tensor? starts=None, str map='positive', float scale=1.0, float epsilon=1e-6) "
+      "-> (Tensor o, Tensor S_after, Tensor? peak_after)",
+      feature_attention_op);
   library.def(
       "selective_scan(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor h, *, Tensor? D=None, "
       "Tensor? z=None, Tensor? bias=None, Tensor? starts=None, bool softplus=False) -> (Tensor y, Tensor h_after)",

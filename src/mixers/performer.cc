@@ -16,8 +16,8 @@
 #include <cmath>
 
 #include "core/error.h"
+#include "mixers/feature_attention.h"
 #include "mixers/linear.h"
-#include "mixers/linear_recurrence.h"
 #include "mixers/mixer.h"
 #include "mixers/random_features.h"
 #include "positions/rope.h"
@@ -81,20 +81,6 @@ Drawing rows_of(const std::string& projection) {
   return projection == "g-orf" ? Drawing::g_orf : Drawing::iid;
 }
 
-/// x [B, T, H] -> [B, 1 + T, H]: `before` [B, H], then the maxima of each token's document up to it; a document starts
-/// where `fresh`, bool [B, T].
-Tensor running_maximum(const Tensor& x, const Tensor& before, const Tensor& fresh) {
-  const int64_t T = x.size(1);
-  Tensor all = at::cat({before.unsqueeze(1), x}, 1);
-  const Tensor document = at::constant_pad_nd(fresh.cumsum(1), {1, 0}).unsqueeze(2);  // [B, 1 + T, 1]
-  for (int64_t reach = 1; reach <= T; reach *= 2) {
-    const Tensor now = all.slice(1, reach), earlier = all.slice(1, 0, T + 1 - reach);
-    const Tensor same = document.slice(1, reach) == document.slice(1, 0, T + 1 - reach);
-    all = at::cat({all.slice(1, 0, reach), at::where(same, at::maximum(now, earlier), now)}, 1);
-  }
-  return all;
-}
-
 class Performer : public Mixer {
  public:
   Performer(std::string who, const PerformerConfig& config, int64_t D, bool causal)
@@ -155,16 +141,27 @@ class Performer : public Mixer {
       q = rope(q, position, config_.rope_theta, RopePairs::halves);
       k = rope(k, position, config_.rope_theta, RopePairs::halves);
     }
+    k = k.repeat_interleave(H_ / H_kv_, 2);
     Tensor o;
     {
       const FullPrecision guard(x);
-      const double scale = std::pow(static_cast<double>(K_), -0.25);
-      const auto queries = FeatureMap::project(q * scale, projection_);
-      const auto keys = FeatureMap::project(k.repeat_interleave(H_ / H_kv_, 2) * scale, projection_);
       if (config_.renormalize) v = at::cat({v, at::ones({v.size(0), v.size(1), H_, 1}, v.options())}, 3);
-      const Tensor phi_q = phi_(queries, phi_.is_softmax() ? phi_.peak(queries) : Tensor());
-      o = causal_ ? past(phi_q, keys, v, position == 0, state, segments, rows)
-                  : whole_document(phi_q, keys, v, position == 0, state);
+      kernels::FeatureAttentionInput in{.q = q,
+                                        .k = k,
+                                        .v = v,
+                                        .projection = projection_.defined() ? projection_ : at::eye(K_, q.options()),
+                                        .map = config_.feature_map,
+                                        .scale = std::pow(static_cast<double>(K_), -0.25),
+                                        .epsilon = phi_.epsilon(),
+                                        .S = state["S"],
+                                        .fresh = position.select(1, 0) == 0,
+                                        .starts = segments.starts,
+                                        .rows = rows};
+      if (phi_.is_softmax()) in.peak = state["peak"];
+      const auto out = causal_ ? feature_attention(in, config_.chunk_size) : feature_attention_in_documents(in);
+      o = out.o;
+      state["S"] = out.S;
+      if (phi_.is_softmax()) state["peak"] = out.peak;
       if (config_.renormalize) o = o.slice(3, 0, K_) / denominator(o.slice(3, K_));
       if (config_.feature_map == "exp" && !o.isfinite().all().item<bool>()) {
         fail(who_, ": feature_map exp overflows for keys and queries this long, expected feature_map positive");
@@ -182,64 +179,6 @@ class Performer : public Mixer {
   Tensor denominator(const Tensor& d) const {
     if (!phi_.is_signed()) return d;
     return d + 2 * config_.stabilizer * (d.abs() <= config_.stabilizer);
-  }
-
-  /// S_t^T phi_q of every token, and the state after the last; fresh bool [B, T]: the document's first tokens.
-  Tensor past(const Tensor& phi_q, const FeatureMap::Projected& keys, const Tensor& v, const Tensor& fresh,
-              State& state, const Segments& segments, const Rows* rows) const {
-    kernels::RecurrenceInput in{.q = phi_q, .v = v, .S = state["S"], .starts = segments.starts, .rows = rows};
-    if (phi_.is_softmax()) {
-      Tensor& peak = state["peak"];
-      const Tensor before = rows ? peak.index_select(0, rows->index().to(peak.device())) : peak;
-      const Tensor peaks = running_maximum(phi_.peak(keys).squeeze(3), before, fresh);  // [B, 1 + T, H]
-      const Tensor now = peaks.slice(1, 1);
-      in.k = phi_(keys, now.unsqueeze(3));
-      in.g = at::where(fresh.unsqueeze(2), 0, peaks.slice(1, 0, -1) - now);
-      if (rows) {
-        peak.index_copy_(0, rows->index().to(peak.device()), now.select(1, -1));
-      } else {
-        peak = own_storage(now.select(1, -1));
-      }
-    } else {
-      in.k = phi_(keys, Tensor());
-    }
-    const auto out = linear_recurrence(in, config_.chunk_size);
-    state["S"] = out.S;
-    return out.o;
-  }
-
-  /// The same with S the sum over each token's whole document.
-  Tensor whole_document(const Tensor& phi_q, const FeatureMap::Projected& keys, const Tensor& v, const Tensor& fresh,
-                        State& state) const {
-    const Tensor document = fresh.cumsum(1);  // [B, T]; 0 is the one the state belongs to
-    const int64_t count = document.max().item<int64_t>() + 1;
-    const auto member = [&](int64_t d) { return (document == d).unsqueeze(2).unsqueeze(3); };  // [B, T, 1, 1]
-    const auto is_last = [&](int64_t d) { return (document.select(1, -1) == d).view({-1, 1, 1, 1}); };
-
-    const bool shifted = phi_.is_softmax();
-    const Tensor own = shifted ? phi_.peak(keys) : at::zeros_like(v.slice(3, 0, 1));  // [B, T, H, 1]
-    const Tensor before = shifted ? state["peak"].unsqueeze(1).unsqueeze(3) : at::zeros_like(own.slice(1, 0, 1));
-
-    std::vector<Tensor> peaks;           // of each document, [B, 1, H, 1]
-    Tensor shift = at::zeros_like(own);  // of each token's document
-    for (int64_t d = 0; d < count; ++d) {
-      const Tensor peak = at::where(member(d), own, -INFINITY).amax({1}, /*keepdim=*/true);
-      peaks.push_back(d == 0 ? at::maximum(peak, before) : peak);
-      shift = at::where(member(d), peaks.back(), shift);
-    }
-    const Tensor phi_k = phi_(keys, shift);
-    Tensor o = at::zeros_like(v), S_last, peak_last;
-    for (int64_t d = 0; d < count; ++d) {
-      const Tensor& peak = peaks[static_cast<size_t>(d)];
-      Tensor S = at::einsum("bthf,bthv->bhfv", {at::where(member(d), phi_k, 0), v});
-      if (d == 0) S = S + (before - peak).exp().transpose(1, 2) * state["S"];
-      o = at::where(member(d), at::einsum("bthf,bhfv->bthv", {phi_q, S}), o);
-      S_last = d == 0 ? S : at::where(is_last(d), S, S_last);
-      peak_last = d == 0 ? peak : at::where(is_last(d), peak, peak_last);
-    }
-    state["S"] = S_last;
-    if (shifted) state["peak"] = peak_last.squeeze(3).squeeze(1);
-    return o;
   }
 
   std::string who_;

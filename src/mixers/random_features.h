@@ -32,6 +32,7 @@ class FeatureMap {
   FeatureMap(std::string kind, double epsilon);
 
   bool is_softmax() const { return softmax_; }
+  double epsilon() const { return epsilon_; }
   /// Features may be negative, and so may sums of them.
   bool is_signed() const;
   /// Features of M rows.

@@ -29,6 +29,7 @@
 
 #include <hwy/contrib/math/math-inl.h>
 
+#include "kernels/cpu/features-inl.h"
 #include "kernels/cpu/linear_recurrence.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/rows-inl.h"
@@ -178,9 +179,11 @@ struct Head {
   float* d;          // like factor
   float* f;          // [C, Kp], per channel
   float* D;          // [C, C], per token
+  std::optional<Features> features;
 
   Head(Scratch& scratch, const RecurrenceCall& the_call)
       : call(the_call), K(call.K), Kp(padded(K)), corrects(call.beta != nullptr), decay(call.decay) {
+    if (call.features) features.emplace(scratch, call);
     X = scratch.take(2 * kC * Kp);
     k_columns = scratch.take(Kp * kC);
     F = scratch.take(2 * kC * kC);
@@ -198,13 +201,21 @@ struct Head {
   int64_t first(int64_t c) const { return corrects ? 0 : c; }
   int64_t rows(int64_t c) const { return corrects ? 2 * c : c; }
 
-  void load_chunk(int64_t b, int64_t h, const RecurrenceChunk& chunk) const {
-    const int64_t c = chunk.count;
+  /// The chunk's first token is its document's.
+  bool begins(int64_t b, const RecurrenceChunk& chunk) const {
+    return chunk.restart || (chunk.first == 0 && call.features->fresh[b]);
+  }
+
+  /// `peak` is of features: the largest exponent before the chunk, then after it.
+  void load_chunk(int64_t b, int64_t h, const RecurrenceChunk& chunk, float& peak) {
+    const int64_t c = chunk.count, n = call.row_size(), np = padded(n);
+    float* rows = features ? features->x() : X;
     for (int64_t i = 0; i < c; ++i) {
-      const int64_t at = token(b, h, chunk, i) * K;
-      load_row(call.k, at, K, Kp, X + i * Kp);
-      load_row(call.q, at, K, Kp, X + (c + i) * Kp);
+      const int64_t at = token(b, h, chunk, i) * n;
+      load_row(call.k, at, n, np, rows + i * np);
+      load_row(call.q, at, n, np, rows + (c + i) * np);
     }
+    if (features) features->compute(c, begins(b, chunk), peak, X, factor);
     if (decay == Decay::token) load_decays(b, h, chunk);
     if (decay == Decay::channel) load_channel_decays(b, h, chunk);
   }
@@ -239,8 +250,10 @@ struct Head {
 
  private:
   void load_decays(int64_t b, int64_t h, const RecurrenceChunk& chunk) const {
-    for (int64_t i = 0; i < chunk.count; ++i) factor[i] = call.g[token(b, h, chunk, i)];
-    exponentials(padded(chunk.count), factor);
+    if (!features) {
+      for (int64_t i = 0; i < chunk.count; ++i) factor[i] = call.g[token(b, h, chunk, i)];
+      exponentials(padded(chunk.count), factor);
+    }
     for (int64_t i = 0; i < chunk.count; ++i) {
       float* row = D + i * kC;
       for (int64_t j = 0; j < i; ++j) row[j] = row[j - kC] * factor[i];

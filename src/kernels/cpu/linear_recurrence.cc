@@ -29,6 +29,7 @@ class Forward {
     U_ = scratch.take(kC * Vp_);
     beta_ = scratch.take(kC);
     o_ = scratch.take(kC * Vp_);
+    peaks_ = scratch.take(heads);
   }
   Forward(Scratch& scratch, const RecurrenceCall& call, const RecurrenceResult& result, int64_t heads)
       : Forward(scratch, call, result, heads, 0, call.V) {}
@@ -36,7 +37,9 @@ class Forward {
   /// Chunk after chunk, and in each of them head after head: memory is read in its order.
   void run(int64_t b, int64_t first, int64_t count) {
     const int64_t size = K_ * call_.V, begin = call_.row_begin(b), chunks = call_.row_chunks(b);
+    const auto features = call_.features && call_.features->is_softmax() ? &*call_.features : nullptr;
     for (int64_t h = 0; h < count; ++h) {
+      if (features) peaks_[h] = features->before[b * call_.H + first + h];
       const float* from = call_.S + (b * call_.H + first + h) * size + column_;
       for (int64_t i = 0; i < K_; ++i) copy_padded(from + i * call_.V, V_, Vp_, state(h) + i * Vp_);
     }
@@ -50,13 +53,17 @@ class Forward {
         const bool last_head = h + 1 == count;
         if (!last_head || n + 1 < chunks) {
           const RecurrenceChunk& next = last_head ? *(&chunk + 1) : chunk;
-          ahead_.begin(next.count, head_.token(b, last_head ? first : first + h + 1, next, 0), call_.H,
-                       {{call_.q, K_}, {call_.k, K_}, {call_.v, call_.V}, {result_.o, call_.V}});
+          ahead_.begin(
+              next.count, head_.token(b, last_head ? first : first + h + 1, next, 0), call_.H,
+              {{call_.q, call_.row_size()}, {call_.k, call_.row_size()}, {call_.v, call_.V}, {result_.o, call_.V}});
         }
-        chunk_of_head(b, first + h, chunk, state(h));
+        chunk_of_head(b, first + h, chunk, state(h), peaks_[h]);
       }
     }
-    for (int64_t h = 0; h < count; ++h) store_state(h, result_.S + (b * call_.H + first + h) * size);
+    for (int64_t h = 0; h < count; ++h) {
+      store_state(h, result_.S + (b * call_.H + first + h) * size);
+      if (features && column_ == 0) features->after[b * call_.H + first + h] = peaks_[h];
+    }
   }
 
  private:
@@ -65,10 +72,13 @@ class Forward {
     for (int64_t i = 0; i < K_; ++i) copy(state(h) + i * Vp_, V_, to + i * call_.V + column_);
   }
 
-  void chunk_of_head(int64_t b, int64_t h, const RecurrenceChunk& chunk, float* S) {
+  void chunk_of_head(int64_t b, int64_t h, const RecurrenceChunk& chunk, float* S, float& peak) {
     const int64_t c = chunk.count;
     const auto at = [&](int64_t i) { return head_.token(b, h, chunk, i) * call_.V + column_; };
-    head_.load_chunk(b, h, chunk);
+    head_.load_chunk(b, h, chunk, peak);
+    if (call_.features && call_.features->peaks && column_ == 0) {
+      for (int64_t i = 0; i < c; ++i) call_.features->peaks[head_.token(b, h, chunk, i)] = head_.features->peaks()[i];
+    }
     head_.scores(c);
     head_.decay_asking(c, Kp_, head_.X);
     float* right = head_.corrects ? Y_ : U_;
@@ -116,6 +126,7 @@ class Forward {
   float* states_;       // [heads][K, Vp]
   float *Y_, *U_, *o_;  // [C, Vp]
   float* beta_;         // [C]
+  float* peaks_;        // [heads], of features
 };
 
 /// Where there are fewer heads than threads, these share the columns of each head's V: the scores of a chunk are

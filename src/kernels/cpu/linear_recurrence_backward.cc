@@ -47,6 +47,11 @@ class Backward {
     through_ = scratch.take(width_);
     diagonal_ = scratch.take(kC);
     beta_ = scratch.take(kC);
+    if (!call.features) return;
+    du_ = scratch.take(2 * kC * padded(call.features->M));
+    dx_ = scratch.take(2 * kC * padded(call.features->K));
+    dg_ = scratch.take(kC);
+    peak_gradients_ = scratch.take(heads);
   }
 
   /// From the last chunks to the first, some at a time: head after head, so that memory is read in its order.
@@ -54,10 +59,12 @@ class Backward {
     const int64_t size = K_ * V_, keep = call_.keep, count = call_.row_chunks(b);
     for (int64_t h = 0; h < heads; ++h) {
       load_state(d_.S_after + (b * call_.H + first_head + h) * size, gradients_ + h * state_size_);
+      if (d_.peak) peak_gradients_[h] = d_.peak_after[b * call_.H + first_head + h];
     }
     for (int64_t first = (count - 1) / keep * keep; first >= 0; first -= keep) {
       for (int64_t i = 0; i < heads; ++i) {
         R_ = gradients_ + i * state_size_;
+        if (d_.peak) dp_ = peak_gradients_ + i;
         some_chunks(b, first_head + i, first, std::min(count, first + keep));
       }
     }
@@ -65,6 +72,7 @@ class Backward {
       float* to = d_.S + (b * call_.H + first_head + h) * size;
       transpose(V_, K_, gradients_ + h * state_size_, Kp_, work_, Vp_);
       for (int64_t i = 0; i < K_; ++i) copy(work_ + i * Vp_, V_, to + i * V_);
+      if (d_.peak) d_.peak[b * call_.H + first_head + h] = peak_gradients_[h];
     }
   }
 
@@ -82,11 +90,19 @@ class Backward {
       if (n > 0) {
         const RecurrenceChunk& next = chunk(b, n - 1);
         const Source u = head_.corrects ? Source{call_.errors} : call_.v;
+        const int64_t size = call_.row_size();
         ahead_.begin(next.count, head_.token(b, h, next, 0), call_.H,
-                     {{call_.q, K_}, {call_.k, K_}, {u, V_}, {d_.o, V_}, {d_.q, K_}, {d_.k, K_}, {d_.v, V_}});
+                     {{call_.q, size}, {call_.k, size}, {u, V_}, {d_.o, V_}, {d_.q, size}, {d_.k, size}, {d_.v, V_}});
       }
       one_chunk(b, h, chunk(b, n), state(n));
     }
+  }
+
+  /// Of features: the largest exponent before the chunk.
+  float peak_before(int64_t b, int64_t h, const RecurrenceChunk& chunk) const {
+    if (!d_.peak) return 0;
+    return chunk.first == 0 ? call_.features->before[b * call_.H + h]
+                            : call_.features->peaks[head_.token(b, h, chunk, -1)];
   }
 
   /// [Vp, Kp] = from [K, V] transposed.
@@ -102,7 +118,8 @@ class Backward {
       return;
     }
     const int64_t c = chunk(b, n).count;
-    head_.load_chunk(b, h, chunk(b, n));
+    float peak = peak_before(b, h, chunk(b, n));
+    head_.load_chunk(b, h, chunk(b, n), peak);
     recall(b, h, chunk(b, n));
     decay_stored(c);
     copy(S, state_size_, next);
@@ -142,7 +159,8 @@ class Backward {
   void one_chunk(int64_t b, int64_t h, const RecurrenceChunk& chunk, const float* S) {
     const int64_t c = chunk.count, first = head_.first(c), rows = head_.rows(c);
     const float *E = E_ + first * Vp_, *X = head_.X + first * Kp_;
-    head_.load_chunk(b, h, chunk);
+    float peak = peak_before(b, h, chunk);
+    head_.load_chunk(b, h, chunk, peak);
     if (head_.decay == Decay::channel) copy(head_.X, 2 * c * Kp_, raw_);
     head_.scores(c);
     recall(b, h, chunk);
@@ -295,7 +313,6 @@ class Backward {
     const int64_t c = chunk.count;
     const float* X = head_.decay == Decay::channel ? raw_ : head_.X;
     for (int64_t i = 0; i < c; ++i) {
-      const int64_t at = head_.token(b, h, chunk, i) * K_;
       const float *k = X + i * Kp_, *q = k + c * Kp_, *of_asking_k = dX_ + i * Kp_;
       float *dk = stored_ + i * Kp_, *dq = dX_ + (c + i) * Kp_, *da = da_ + i * width_;
       if (head_.decay == Decay::token) {
@@ -309,10 +326,23 @@ class Backward {
         add_scaled(diagonal_[i], k, Kp_, dq);
         add_scaled(diagonal_[i], q, Kp_, dk);
       }
-      store_row(dk, K_, d_.k, at);
-      store_row(dq, K_, d_.q, at);
     }
     if (head_.decay != Decay::none) give_decays(b, h, chunk);
+    const float *dk = stored_, *dq = dX_ + c * Kp_;
+    int64_t row = Kp_;
+    if (head_.features) {
+      float none = 0;
+      head_.features->gradients(c, head_.begins(b, chunk), peak_before(b, h, chunk), X, dk, dq, dg_,
+                                d_.peak ? *dp_ : none, du_, dx_);
+      row = padded(call_.row_size());
+      dk = dx_, dq = dx_ + c * row;
+    }
+    const int64_t n = call_.row_size();
+    for (int64_t i = 0; i < c; ++i) {
+      const int64_t at = head_.token(b, h, chunk, i) * n;
+      store_row(dk + i * row, n, d_.k, at);
+      store_row(dq + i * row, n, d_.q, at);
+    }
   }
 
   /// dg from the sums before, after and through.
@@ -323,7 +353,7 @@ class Backward {
       float* da = da_ + i * width_;
       add_scaled(1, through_, n, da);
       add_scaled(1, db_ + i * width_, n, through_);
-      copy(da, n, d_.g + head_.token(b, h, chunk, i) * n);
+      copy(da, n, head_.features ? dg_ + i : d_.g + head_.token(b, h, chunk, i) * n);
     }
   }
 
@@ -345,6 +375,9 @@ class Backward {
   float *da_, *db_;          // [C, width]: what dg sums over the tokens from its own on, and before it
   float* through_;           // [width]
   float *diagonal_, *beta_;  // [C]: of dP; of the tokens from the last
+  // Of features: gradients of u [2C, Mp], of x [2C, Xp] and of g [C]; of each head's largest exponent, and the one at
+  // hand
+  float *du_ = nullptr, *dx_ = nullptr, *dg_ = nullptr, *peak_gradients_ = nullptr, *dp_ = nullptr;
 };
 
 void backward(const RecurrenceCall& call, const RecurrenceGradients& gradients) {

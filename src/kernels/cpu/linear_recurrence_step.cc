@@ -133,6 +133,29 @@ void step(const RecurrenceCall& call, const bool* starts, const StatePart& state
   parallel(call.B * call.H, some);
 }
 
+void features_of_step(const RecurrenceCall& call, const bool* starts, float* q, float* k, float* g) {
+  const FeatureCall& f = *call.features;
+  const int64_t K = call.K, Kp = padded(K), n = f.K, np = padded(n);
+  parallel(call.B * call.H, [&](int64_t begin, int64_t end) {
+    Scratch scratch;
+    Features features(scratch, call);
+    float *X = scratch.take(2 * Kp), factor = 1;
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t b = i / call.H;
+      float peak = f.before ? f.before[i] : 0;
+      load_row(call.k, i * n, n, np, features.x());
+      load_row(call.q, i * n, n, np, features.x() + np);
+      const bool begins = (starts && starts[b]) || f.fresh[b];
+      features.compute(1, begins, peak, X, &factor);
+      copy(X, K, k + i * K);
+      copy(X + Kp, K, q + i * K);
+      if (!f.is_softmax()) continue;
+      f.after[i] = peak;
+      g[i] = begins ? 0 : f.before[i] - peak;
+    }
+  });
+}
+
 }  // namespace
 }  // namespace lineal::kernels::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
@@ -141,9 +164,14 @@ HWY_AFTER_NAMESPACE();
 namespace lineal::kernels {
 
 HWY_EXPORT(step);
+HWY_EXPORT(features_of_step);
 
 void cpu::linear_recurrence_step(const RecurrenceCall& call, const bool* starts, const StatePart& S, const Target& o) {
   HWY_DYNAMIC_DISPATCH(step)(call, starts, S, o);
+}
+
+void cpu::features_step(const RecurrenceCall& call, const bool* starts, float* q, float* k, float* g) {
+  HWY_DYNAMIC_DISPATCH(features_of_step)(call, starts, q, k, g);
 }
 
 }  // namespace lineal::kernels
