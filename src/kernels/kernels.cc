@@ -31,9 +31,18 @@ std::string cpu_instructions() {
 }
 
 const std::vector<const Uses*>& uses() {
-  static const std::vector<const Uses*> all = {&ttt_linear,        &ttt_mlp,        &linear_attention, &delta_rule,
-                                               &feature_attention, &selective_scan, &short_conv,       &rope,
-                                               &rms_norm,          &swiglu,         &token_loss};
+  static const std::vector<const Uses*> all = {&ttt_linear,
+                                               &ttt_mlp,
+                                               &linear_attention,
+                                               &delta_rule,
+                                               &feature_attention,
+                                               &feature_attention_in_documents,
+                                               &selective_scan,
+                                               &short_conv,
+                                               &rope,
+                                               &rms_norm,
+                                               &swiglu,
+                                               &token_loss};
   return all;
 }
 

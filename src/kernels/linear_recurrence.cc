@@ -30,9 +30,12 @@ cpu::Target target(const Tensor& x) { return {x.mutable_data_ptr(), x.scalar_typ
 /// The call with the chunks of every row: full ones from its start and from that of each document.
 cpu::RecurrenceCall cut(cpu::RecurrenceCall call, const Tensor& starts) {
   const Tensor rows = starts.defined() ? starts.contiguous() : Tensor();
+  int64_t documents = 0;
   for (int64_t b = 0; b < call.B; ++b) {
     const bool* start = rows.defined() ? rows.const_data_ptr<bool>() + b * call.T : nullptr;
+    call.first_document.push_back(documents);
     for (int64_t t = 0; t < call.T;) {
+      documents += t == 0 || (start && start[t]);
       int64_t end = t + 1;
       while (end < call.T && end - t < cpu::kChunk && !(start && start[end])) ++end;
       call.chunks.push_back({t, end - t, start && start[t]});
@@ -40,6 +43,7 @@ cpu::RecurrenceCall cut(cpu::RecurrenceCall call, const Tensor& starts) {
     }
     call.row_end.push_back(static_cast<int64_t>(call.chunks.size()));
   }
+  call.first_document.push_back(documents);
   return call;
 }
 
@@ -77,7 +81,8 @@ class LinearRecurrence : public torch::autograd::Function<LinearRecurrence> {
       };
       saves(call.beta ? in[kV].sizes() : at::IntArrayRef{0});
       saves({call.states_saved(), call.K, call.V});
-      saves(peak.numel() > 0 ? at::IntArrayRef{call.B, call.T, call.H} : at::IntArrayRef{0});
+      const int64_t peaks = call.causal ? call.B * call.T * call.H : call.states_saved();
+      saves({peak.numel() > 0 ? peaks : 0});
       keep(call, in);
       auto saved = c10::make_intrusive<Saved>();
       saved->call = call, saved->projection = projection;
@@ -85,7 +90,8 @@ class LinearRecurrence : public torch::autograd::Function<LinearRecurrence> {
       context->save_for_backward(in);
       context->set_materialize_grads(true);
     }
-    cpu::linear_recurrence_forward(call, {target(o), mutable_data(S)});
+    const auto run = call.causal ? cpu::linear_recurrence_forward : cpu::feature_documents_forward;
+    run(call, {target(o), mutable_data(S)});
     return {o, S, peak};
   }
 
@@ -101,8 +107,8 @@ class LinearRecurrence : public torch::autograd::Function<LinearRecurrence> {
     const Tensor o = gradients[0].contiguous(), S_after = gradients[1].contiguous(), peak = gradients[2].contiguous();
     variable_list d(kInputs);
     for (int i = 0; i < kInputs; ++i) d[i] = filled_by_kernel(at::empty_like(saved[i]));
-    cpu::linear_recurrence_backward(
-        call, {source(o), data(S_after), target(d[kQ]), target(d[kK]), target(d[kV]), mutable_data(d[kBeta]),
+    const auto run = call.causal ? cpu::linear_recurrence_backward : cpu::feature_documents_backward;
+    run(call, {source(o), data(S_after), target(d[kQ]), target(d[kK]), target(d[kV]), mutable_data(d[kBeta]),
                mutable_data(d[kG]), mutable_data(d[kS]), data(peak), mutable_data(d[kPeak])});
     d.insert(d.end(), 3, Tensor());  // of the pieces, the projection and the flag
     return d;
@@ -200,8 +206,8 @@ std::optional<cpu::FeatureCall::Map> feature_map(const std::string& name) {
 }
 
 /// The call of the input's sizes, which are checked, with its features.
-cpu::RecurrenceCall sized(const FeatureAttentionInput& in, cpu::FeatureCall::Map map) {
-  Dims dims(feature_attention.name);
+cpu::RecurrenceCall sized(const char* who, const FeatureAttentionInput& in, cpu::FeatureCall::Map map) {
+  Dims dims(who);
   dims.check(in.q, "BTHK", "q");
   dims.check(in.k, "BTHK", "k");
   dims.check(in.v, "BTHV", "v");
@@ -216,8 +222,7 @@ cpu::RecurrenceCall sized(const FeatureAttentionInput& in, cpu::FeatureCall::Map
   cpu::RecurrenceCall call{.B = dims['B'], .T = dims['T'], .H = dims['H'], .K = two ? 2 * f.M : f.M, .V = dims['V']};
   const int64_t states = in.rows ? in.rows->capacity() : call.B;
   const auto expect = [&](const Tensor& x, std::vector<int64_t> shape, const char* name) {
-    if (x.sizes() != shape)
-      fail(feature_attention.name, ": ", name, " is ", x.sizes(), ", expected ", at::IntArrayRef(shape));
+    if (x.sizes() != shape) fail(who, ": ", name, " is ", x.sizes(), ", expected ", at::IntArrayRef(shape));
   };
   expect(in.S, {states, call.H, call.K, call.V}, "S");
   if (f.is_softmax()) expect(in.peak, {states, call.H}, "peak");
@@ -254,14 +259,15 @@ FeatureAttentionOutput step(cpu::RecurrenceCall& call, variable_list& inputs, co
   return {out.o, out.S, peak};
 }
 
-std::optional<FeatureAttentionOutput> fused_features(const FeatureAttentionInput& in) {
+std::optional<FeatureAttentionOutput> fused(const char* who, bool causal, const FeatureAttentionInput& in) {
   const auto map = feature_map(in.map);
   if (!map || !has_kernel({.q = in.q, .k = in.k, .v = in.v, .S = in.S}) || in.q.scalar_type() != at::kFloat ||
       (in.peak.defined() && in.peak.scalar_type() != at::kFloat) || in.projection.requires_grad() ||
-      (in.rows && !has_rows(in.S))) {
+      (in.rows && !(causal && has_rows(in.S)))) {
     return {};
   }
-  cpu::RecurrenceCall call = sized(in, *map);
+  cpu::RecurrenceCall call = sized(who, in, *map);
+  call.causal = causal;
   const Tensor scaled = in.scale * in.projection.to(at::kFloat);
   const auto wide = [](const Tensor& x) {
     return at::constant_pad_nd(x, {0, cpu::padded(x.size(1)) - x.size(1)}).contiguous();
@@ -270,10 +276,15 @@ std::optional<FeatureAttentionOutput> fused_features(const FeatureAttentionInput
   call.features->columns = data(projection.columns), call.features->rows = data(projection.rows);
   call.features->fresh = projection.fresh.const_data_ptr<bool>();
   variable_list inputs = {in.q, in.k, in.v, {}, {}, in.S, in.peak};
-  const bool differentiable = prepare(feature_attention.name, in, call, inputs);
-  if (call.T == 1 && !differentiable) return step(call, inputs, in);
+  const bool differentiable = prepare(who, in, call, inputs);
+  if (causal && call.T == 1 && !differentiable) return step(call, inputs, in);
   const auto out = run(std::move(call), inputs, in.starts, projection, differentiable);
   return FeatureAttentionOutput{out[0], out[1], in.peak.defined() ? out[2] : Tensor()};
+}
+
+template <bool causal>
+std::optional<FeatureAttentionOutput> fused_features(const FeatureAttentionInput& in) {
+  return fused((causal ? feature_attention : feature_attention_in_documents).name, causal, in);
 }
 
 }  // namespace
@@ -285,6 +296,9 @@ const Operation<RecurrenceOutput, RecurrenceInput> delta_rule("delta_rule", [](c
   return fused("delta_rule", in);
 });
 
-const Operation<FeatureAttentionOutput, FeatureAttentionInput> feature_attention("feature_attention", fused_features);
+const Operation<FeatureAttentionOutput, FeatureAttentionInput> feature_attention("feature_attention",
+                                                                                 fused_features<true>);
+const Operation<FeatureAttentionOutput, FeatureAttentionInput> feature_attention_in_documents(
+    "feature_attention_in_documents", fused_features<false>);
 
 }  // namespace lineal::kernels

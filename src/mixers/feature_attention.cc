@@ -75,7 +75,7 @@ FeatureAttentionOutput feature_attention(const FeatureAttentionInput& in, int64_
       [&](const FeatureAttentionInput& input) { return feature_attention_reference(input, chunk_size); }, in);
 }
 
-FeatureAttentionOutput feature_attention_in_documents(const FeatureAttentionInput& in) {
+FeatureAttentionOutput feature_attention_in_documents_reference(const FeatureAttentionInput& in) {
   const FeatureMap phi(in.map, in.epsilon);
   const auto [keys, phi_q] = project(in, phi);
   const Tensor fresh = beginnings(in);
@@ -107,6 +107,10 @@ FeatureAttentionOutput feature_attention_in_documents(const FeatureAttentionInpu
     peak_last = d == 0 ? peak : at::where(is_last(d), peak, peak_last);
   }
   return {o, S_last, shifted ? peak_last.squeeze(3).squeeze(1) : Tensor()};
+}
+
+FeatureAttentionOutput feature_attention_in_documents(const FeatureAttentionInput& in) {
+  return kernels::use(kernels::feature_attention_in_documents, feature_attention_in_documents_reference, in);
 }
 
 }  // namespace lineal

@@ -13,6 +13,7 @@ kernels::FeatureAttentionOutput feature_attention_reference(const kernels::Featu
 kernels::FeatureAttentionOutput feature_attention(const kernels::FeatureAttentionInput& in, int64_t chunk_size);
 
 /// The same with S the sum over all of t's document that is in the call, and what the state has read.
+kernels::FeatureAttentionOutput feature_attention_in_documents_reference(const kernels::FeatureAttentionInput& in);
 kernels::FeatureAttentionOutput feature_attention_in_documents(const kernels::FeatureAttentionInput& in);
 
 }  // namespace lineal

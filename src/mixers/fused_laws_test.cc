@@ -86,9 +86,9 @@ class Largest : public c10::MemoryReportingInfoBase {
 /// How often a recurrence's kernel ran: a mixer without one steps on copies.
 int64_t recurrences_so_far() {
   int64_t count = 0;
-  for (const kernels::Uses* operation :
-       std::initializer_list<const kernels::Uses*>{&kernels::ttt_linear, &kernels::ttt_mlp, &kernels::linear_attention,
-                                                   &kernels::delta_rule, &kernels::selective_scan}) {
+  for (const kernels::Uses* operation : std::initializer_list<const kernels::Uses*>{
+           &kernels::ttt_linear, &kernels::ttt_mlp, &kernels::linear_attention, &kernels::delta_rule,
+           &kernels::feature_attention, &kernels::selective_scan}) {
     count += operation->fused;
   }
   return count;

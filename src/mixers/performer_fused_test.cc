@@ -9,6 +9,7 @@
 
 #include "core/error.h"
 #include "kernels/kernels.h"
+#include "mixers/feature_attention.h"
 #include "mixers/random_features.h"
 #include "testing/testing.h"
 
@@ -97,6 +98,13 @@ FeatureAttentionOutput fused(const FeatureAttentionInput& in) {
   return out;
 }
 
+FeatureAttentionOutput fused_in_documents(const FeatureAttentionInput& in) {
+  kernels::choose(kernels::Choice::fused);
+  auto out = feature_attention_in_documents(in);
+  kernels::choose(kernels::Choice::automatic);
+  return out;
+}
+
 /// Results and gradients through all of them, by name.
 std::vector<std::pair<std::string, Tensor>> outcome(const Leaves& leaves,
                                                     FeatureAttentionOutput (*f)(const FeatureAttentionInput&)) {
@@ -115,8 +123,9 @@ std::vector<std::pair<std::string, Tensor>> outcome(const Leaves& leaves,
   return result;
 }
 
-void expect_reference(const std::vector<std::pair<std::string, Tensor>>& got, const Case& c) {
-  const auto expected = outcome(Leaves(c, at::kDouble), one_by_one);
+void expect_reference(const std::vector<std::pair<std::string, Tensor>>& got, const Case& c,
+                      FeatureAttentionOutput (*reference)(const FeatureAttentionInput&) = one_by_one) {
+  const auto expected = outcome(Leaves(c, at::kDouble), reference);
   for (size_t i = 0; i < expected.size(); ++i) {
     SCOPED_TRACE(name(c) + ": " + expected[i].first);
     EXPECT_CLOSE_RMS(got[i].second, expected[i].second, expected[i].first.starts_with("gradient") ? 1e-4 : 1e-5);
@@ -180,6 +189,29 @@ TEST(FusedFeatureAttention, NumbersDependOnNeitherThreadsNorGradients) {
     EXPECT_EQ(bit_difference(fused(leaves.in).o, alone[0].second), "") << count << " threads, no gradients";
   }
   at::set_num_threads(threads);
+}
+
+TEST_P(FusedFeatureAttentionShapes, InDocumentsIsItsReference) {
+  expect_reference(outcome(Leaves(GetParam(), at::kFloat), fused_in_documents), GetParam(),
+                   feature_attention_in_documents_reference);
+}
+
+TEST(FusedFeatureAttention, InDocumentsAtRandomShapes) {
+  std::mt19937_64 random(8);
+  const auto between = [&](int64_t least, int64_t most) {
+    return least + static_cast<int64_t>(random() % static_cast<uint64_t>(most - least + 1));
+  };
+  for (int i = 0; i < 12; ++i) {
+    const Case c{.map = std::vector{"positive", "hyperbolic", "trig", "relu"}[static_cast<size_t>(between(0, 3))],
+                 .B = between(1, 3),
+                 .T = between(1, 80),
+                 .H = between(1, 3),
+                 .K = between(1, 40),
+                 .V = between(1, 40),
+                 .M = between(1, 70),
+                 .documents = between(0, 1) == 1};
+    expect_reference(outcome(Leaves(c, at::kFloat), fused_in_documents), c, feature_attention_in_documents_reference);
+  }
 }
 
 /// Keys of exponents far beyond float32's range.

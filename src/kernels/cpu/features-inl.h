@@ -91,63 +91,89 @@ class Features {
       : f_(*call.features), Xp_(padded(f_.K)), Mp_(padded(f_.M)), Fp_(padded(call.K)) {
     x_ = scratch.take(2 * kChunk * Xp_);
     u_ = scratch.take(2 * kChunk * Mp_);
+    h_ = scratch.take(2 * kChunk);
     p_ = scratch.take(kChunk);
   }
 
-  /// Where a chunk's keys and after them its queries are to lie, in padded rows.
+  /// Where rows of keys or queries are to lie, padded; what follows is of those.
   float* x() const { return x_; }
+  const FeatureCall& call() const { return f_; }
 
-  /// X [2c, Fp] = phi of the rows x, and factor [c] = exp(g). `peak` is the one before the chunk and becomes the one
-  /// after it; with `begins` the chunk's first token is its document's.
-  void compute(int64_t c, bool begins, float& peak, float* X, float* factor) {
-    product<Store::set>(2 * c, f_.M, f_.K, {x_, Xp_}, f_.columns, Mp_, u_, Mp_);
-    if (!f_.is_softmax()) {
-      return with_function(f_.map, [&](auto function) { apply(function, 2 * c, X); });
-    }
+  /// Before anything is asked about rows [0, rows).
+  void project(int64_t rows) const {
+    product<Store::set>(rows, f_.M, f_.K, {x_, Xp_}, f_.columns, Mp_, u_, Mp_);
+    if (!f_.is_softmax()) return;
+    for (int64_t i = 0; i < rows; ++i) h_[i] = f_.half * dot(x_ + i * Xp_, x_ + i * Xp_, Xp_);
+  }
+  /// The largest exponent of row i, of softmax features.
+  float peak(int64_t i) const { return f_.map == FeatureCall::trig ? h_[i] : largest(u_ + i * Mp_) - h_[i]; }
+  /// X [Fp] = phi of row i, softmax features shifted; without their epsilon on demand.
+  void fill(int64_t i, float shift, float* X, bool with_epsilon = true) const {
+    if (f_.is_softmax()) return softmax_features(u_ + i * Mp_, h_[i], shift, with_epsilon ? f_.epsilon : 0, X);
+    with_function(f_.map, [&](auto function) { apply(function, u_ + i * Mp_, X); });
+  }
+
+  /// From the gradient d of phi to du [Mp]; of softmax features the sum of t.
+  float gradient(int64_t i, const float* phi, const float* d, float* du) const {
+    if (f_.is_softmax()) return softmax_gradient(phi, d, du);
+    with_function(f_.map, [&](auto function) { slopes(function, u_ + i * Mp_, phi, d, du); });
+    return 0;
+  }
+  /// The same of a query, shifted by its own peak.
+  void gradient_of_query(int64_t i, const float* phi, const float* d, float* du) const {
+    const float sum = gradient(i, phi, d, du);
+    if (f_.is_softmax() && f_.map != FeatureCall::trig) share(-sum, i, du);
+  }
+  /// Adds what the peak of row i passes on to du, in equal parts where u reaches its largest value; returns dh.
+  float gradient_of_peak(int64_t i, float d, float* du) const {
+    if (f_.map == FeatureCall::trig) return d;
+    share(d, i, du);
+    return -d;
+  }
+  /// dx [rows, Xp] from du [rows, Mp] and dh [rows].
+  void finish(int64_t rows, const float* du, const float* dh, float* dx) const {
+    product<Store::set>(rows, f_.K, f_.M, {du, Mp_}, f_.rows, Xp_, dx, Xp_);
+    for (int64_t i = 0; i < rows; ++i) add_scaled(2 * f_.half * dh[i], x_ + i * Xp_, Xp_, dx + i * Xp_);
+  }
+
+  /// X [2c, Fp] = phi of c keys and after them c queries, and factor [c] = exp(g). `running` is p before the keys and
+  /// becomes the one after them; with `begins` the first of them is its document's.
+  void compute(int64_t c, bool begins, float& running, float* X, float* factor) {
+    project(2 * c);
     for (int64_t i = 0; i < 2 * c; ++i) {
-      const float h = f_.half * dot(x_ + i * Xp_, x_ + i * Xp_, Xp_);
-      float shift = f_.map == FeatureCall::trig ? h : largest(u_ + i * Mp_) - h;
-      if (i < c) {
+      float shift = f_.is_softmax() ? peak(i) : 0;
+      if (f_.is_softmax() && i < c) {
         const bool first = begins && i == 0;
-        if (!first) shift = std::max(peak, shift);
-        factor[i] = first ? 1 : std::exp(peak - shift);
-        peak = p_[i] = shift;
+        if (!first) shift = std::max(running, shift);
+        factor[i] = first ? 1 : std::exp(running - shift);
+        running = p_[i] = shift;
       }
-      softmax_features(u_ + i * Mp_, h, shift, X + i * Fp_);
+      fill(i, shift, X + i * Fp_);
     }
   }
-  /// p after each of the chunk's tokens, after compute.
+  /// p after each of the keys, after compute.
   const float* peaks() const { return p_; }
 
-  /// From gradients of phi, rows Fp apart, those of the rows x: [2c, Xp]. dg [c]; `before` is p before the chunk, `dp`
-  /// the gradient of p after it and becomes that of p before it.
+  /// After compute, from gradients of phi to those of x: dx [2c, Xp]. dg [c]; `before` is p before the keys, `dp` the
+  /// gradient of p after them and becomes that of p before them.
   void gradients(int64_t c, bool begins, float before, const float* X, const float* of_keys, const float* of_queries,
                  const float* dg, float& dp, float* du, float* dx) {
-    for (int64_t i = 2 * c - 1; i >= 0; --i) {
-      const float *u = u_ + i * Mp_, *phi = X + i * Fp_, *d = i < c ? of_keys + i * Fp_ : of_queries + (i - c) * Fp_;
-      float* du_i = du + i * Mp_;
-      dh_[i] = 0;
-      if (!f_.is_softmax()) {
-        with_function(f_.map, [&](auto function) { slopes(function, u, phi, d, du_i); });
-        continue;
-      }
-      const float sum = softmax_gradients(phi, d, du_i);  // of t
-      const bool trig = f_.map == FeatureCall::trig;
-      if (i >= c) {
-        if (!trig) share(-sum, u, du_i);
-        continue;
-      }
+    float dh[2 * kChunk] = {};
+    for (int64_t i = 0; i < c; ++i) {
+      gradient_of_query(c + i, X + (c + i) * Fp_, of_queries + i * Fp_, du + (c + i) * Mp_);
+    }
+    for (int64_t i = c - 1; i >= 0; --i) {
+      const float sum = gradient(i, X + i * Fp_, of_keys + i * Fp_, du + i * Mp_);
+      if (!f_.is_softmax()) continue;
       const bool first = begins && i == 0;
-      dp -= sum;
-      if (!first) dp -= dg[i];
-      float to_peak = 0;
-      if (first || p_[i] > (i == 0 ? before : p_[i - 1])) to_peak = std::exchange(dp, 0.0f);
-      dh_[i] = trig ? sum + to_peak : -sum - to_peak;
-      if (!trig) share(to_peak, u, du_i);
+      dp -= first ? sum : sum + dg[i];
+      dh[i] = f_.map == FeatureCall::trig ? sum : -sum;
+      if (first || p_[i] > (i == 0 ? before : p_[i - 1])) {
+        dh[i] += gradient_of_peak(i, std::exchange(dp, 0.0f), du + i * Mp_);
+      }
       if (!first) dp += dg[i];
     }
-    product<Store::set>(2 * c, f_.K, f_.M, {du, Mp_}, f_.rows, Xp_, dx, Xp_);
-    for (int64_t i = 0; i < 2 * c; ++i) add_scaled(2 * f_.half * dh_[i], x_ + i * Xp_, Xp_, dx + i * Xp_);
+    finish(2 * c, du, dh, dx);
   }
 
  private:
@@ -162,8 +188,8 @@ class Features {
   }
   Vec sized(Vec u) const { return f_.map == FeatureCall::hyperbolic ? hn::Abs(u) : u; }
 
-  void softmax_features(const float* u, float h, float shift, float* X) const {
-    const Vec scale = all(f_.scale), epsilon = all(f_.scale * f_.epsilon);
+  void softmax_features(const float* u, float h, float shift, float added, float* X) const {
+    const Vec scale = all(f_.scale), epsilon = all(f_.scale * added);
     const Vec amplitude = all(f_.scale * std::exp(h - shift)), less = all(h + shift);
     for (int64_t j = 0; j < f_.M; j += kLanes) {
       const Vec u_j = load(u + j);
@@ -181,7 +207,7 @@ class Features {
   }
 
   /// du [Mp], and the sum of t.
-  float softmax_gradients(const float* phi, const float* d, float* du) const {
+  float softmax_gradient(const float* phi, const float* d, float* du) const {
     const Vec epsilon = all(f_.scale * f_.epsilon);
     Vec sum = hn::Zero(kWide);
     for (int64_t j = 0; j < f_.M; j += kLanes) {
@@ -205,10 +231,10 @@ class Features {
     return total(sum);
   }
 
-  /// Adds d to du where u reaches its largest value, in equal parts.
-  void share(float d, const float* u, float* du) const {
+  /// Adds d to du where u of row i reaches its largest value, in equal parts.
+  void share(float d, int64_t i, float* du) const {
     if (d == 0) return;
-    const float most = largest(u);
+    const float *u = u_ + i * Mp_, most = largest(u);
     float count = 0;
     for (int64_t j = 0; j < f_.M; ++j) count += reach(u[j]) == most;
     for (int64_t j = 0; j < f_.M; ++j) {
@@ -218,13 +244,10 @@ class Features {
   float reach(float u) const { return f_.map == FeatureCall::hyperbolic ? std::abs(u) : u; }
 
   template <class Function>
-  void apply(Function, int64_t rows, float* X) const {
+  void apply(Function, const float* u, float* X) const {
     const Vec epsilon = all(f_.epsilon);
-    for (int64_t i = 0; i < rows; ++i) {
-      for (int64_t j = 0; j < f_.M; j += kLanes) {
-        const Vec f = Function::value(load(u_ + i * Mp_ + j));
-        store_lanes(hn::Add(f, epsilon), X + i * Fp_ + j, f_.M - j);
-      }
+    for (int64_t j = 0; j < f_.M; j += kLanes) {
+      store_lanes(hn::Add(Function::value(load(u + j)), epsilon), X + j, f_.M - j);
     }
   }
 
@@ -241,8 +264,8 @@ class Features {
   int64_t Xp_, Mp_, Fp_;
   float* x_;  // [2C, Xp]
   float* u_;  // [2C, Mp]
+  float* h_;  // [2C]
   float* p_;  // [C]
-  float dh_[2 * kChunk];
 };
 
 }  // namespace lineal::kernels::HWY_NAMESPACE::recurrence

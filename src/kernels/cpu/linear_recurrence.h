@@ -44,7 +44,7 @@ struct FeatureCall {
   const bool* fresh = nullptr;     // [B]: the row's first token is its document's
   const float* before = nullptr;   // [B, H]: the largest exponent of the document's keys before the call
   float* after = nullptr;          // [B, H]
-  float* peaks = nullptr;          // [B, T, H]: after each token, for the backward pass, or null
+  float* peaks = nullptr;          // for the backward pass, or null: [B, T, H], after each token; without `causal` as S
 
   /// Only these have a largest exponent.
   bool is_softmax() const { return map <= trig; }
@@ -57,6 +57,8 @@ struct RecurrenceCall {
   std::vector<int64_t> row_end;         // [B]: where the chunks of each row end
   int64_t keep = 8;                     // chunks to one state saved for the backward pass
   Decay decay = Decay::none;
+  bool causal = true;                   // else, of features alone, S is the sum over a token's whole document
+  std::vector<int64_t> first_document;  // [B + 1], counted through all rows; when not causal
   std::optional<FeatureCall> features;  // K counts features then, of q and k [B, T, H, features->K]
   Source q, k;                          // [B, T, H, K]
   Source v;                             // [B, T, H, V]
@@ -65,14 +67,17 @@ struct RecurrenceCall {
   const float* S = nullptr;             // [B, H, K, V], before the call
   // What the backward pass needs, or null.
   float* errors = nullptr;  // [B, T, H, V]: Y, with beta
-  float* states = nullptr;  // [states_saved(), K, V]: S at every keep-th chunk of each row and head
+  float* states = nullptr;  // [states_saved(), K, V]: S at every keep-th chunk of each row and head, or of each
+                            // document and head
 
+  /// Where row b's n-th is among those of all rows.
+  int64_t document(int64_t b, int64_t n) const { return first_document[static_cast<size_t>(b)] + n; }
   /// Numbers in a row of q or k.
   int64_t row_size() const { return features ? features->K : K; }
   int64_t row_begin(int64_t b) const { return b == 0 ? 0 : row_end[static_cast<size_t>(b) - 1]; }
   int64_t row_chunks(int64_t b) const { return row_end[static_cast<size_t>(b)] - row_begin(b); }
   /// Rounded up in every row: the states of row b and head h begin at saved_before(b, h).
-  int64_t states_saved() const { return saved_before(B, 0); }
+  int64_t states_saved() const { return causal ? saved_before(B, 0) : first_document.back() * H; }
   int64_t saved_before(int64_t b, int64_t h) const {
     const int64_t rows = row_begin(b) / keep + b;  // at most this many a head in the rows before
     const int64_t own = b < B ? row_chunks(b) / keep + 1 : 0;
@@ -97,6 +102,10 @@ struct RecurrenceGradients {
 
 void linear_recurrence_forward(const RecurrenceCall& call, const RecurrenceResult& result);
 void linear_recurrence_backward(const RecurrenceCall& call, const RecurrenceGradients& gradients);
+
+/// Without `causal`, gradients as those.
+void feature_documents_forward(const RecurrenceCall& call, const RecurrenceResult& result);
+void feature_documents_backward(const RecurrenceCall& call, const RecurrenceGradients& gradients);
 
 /// Forward of one token a row without what the backward pass needs: no chunks, S [P, H, K, V] passes once through the
 /// registers. starts [B], or null: where the state is zero before the token. o [B, 1, H, V].
