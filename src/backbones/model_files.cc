@@ -75,6 +75,7 @@ std::shared_ptr<LanguageModel> load_parameters(const LanguageModelConfig& config
     }
   }
   set_parameters(*model, file.tensors, path.string());
+  model->eval();
   return model;
 }
 

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include "kernels/cpu/instructions.h"
+#include "kernels/vq_attention.h"
 
 namespace lineal::kernels {
 namespace {
@@ -38,6 +39,8 @@ const std::vector<const Uses*>& uses() {
                                                &feature_attention,
                                                &feature_attention_in_documents,
                                                &selective_scan,
+                                               &nearest_code,
+                                               &vq_attention,
                                                &short_conv,
                                                &rope,
                                                &rms_norm,

@@ -53,6 +53,10 @@ const std::vector<Case>& special_cases() {
       {"rwkv7", {{"num_attention_heads", 3}, {"decay_low_rank_dim", 3}, {"a_low_rank_dim", 2}, {"chunk_size", 7}}},
       {"titans", {{"mini_batch_size", 1}, {"short_conv", false}, {"expand_k", 0.5}, {"use_gate", false}}},
       {"mamba", {{"state_size", 3}, {"conv_kernel", 1}, {"chunk_size", 3}, {"time_step_rank", 2}}},
+      {"vq_attention", {{"num_codes", 5}, {"window", 3}, {"chunk_size", 4}, {"key_size", 5}, {"value_size", 3}}},
+      {"vq_attention", {{"num_codes", 7}, {"window", 2}, {"chunk_size", 1}, {"num_attention_heads", 3}, {"tau", 3}}},
+      {"vq_attention",
+       {{"aggregate", false}, {"window", 5}, {"chunk_size", 3}, {"use_gate", false}, {"input_norm", true}}},
   };
   return list;
 }
@@ -128,7 +132,7 @@ TEST_P(Laws, StateStaysFloat32UnderAutocast) {
   EXPECT_EQ(y.scalar_type(), at::kBFloat16);
   EXPECT_CLOSE_RMS(y, expected, 0.1);  // roughly right: 8 bits, through the inner steps of some
   for (const auto& [name, part] : state.named()) {
-    EXPECT_EQ(part.scalar_type(), name == "position" ? at::kLong : at::kFloat) << name;
+    EXPECT_EQ(part.scalar_type(), part.is_floating_point() ? at::kFloat : at::kLong) << name;
   }
 }
 

@@ -73,6 +73,7 @@ Subject make_subject(const MixerSpec& spec, const Json& options, int64_t D) {
   subject.mixer->reset_parameters(1 / std::sqrt(static_cast<double>(D)));
   for (Tensor& parameter : subject.mixer->parameters()) parameter.add_(0.1 * at::rand_like(parameter));
   subject.mixer->to(at::kDouble);
+  subject.mixer->eval();  // training may replace gradients: straight through the choice of a codeword
   return subject;
 }
 
