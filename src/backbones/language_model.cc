@@ -14,23 +14,31 @@ namespace {
 
 constexpr double kGiB = 1024.0 * 1024 * 1024;
 
-/// One block through recompute: the state's parts travel as inputs and outputs.
+/// One block through recompute: the state's parts travel as inputs and outputs, its mixer's losses as outputs.
 Tensor recompute_block(Block& block, const Tensor& x, State& state, const Segments& segments) {
   const auto parts = state.named();
   std::vector<Tensor> inputs = {x};
   for (const auto& [name, part] : parts) inputs.push_back(part);
-  const auto run = [&block, parts, segments](const std::vector<Tensor>& in) {
+  const auto names = std::make_shared<std::vector<std::string>>();  // of the losses
+  const auto run = [&block, parts, segments, names](const std::vector<Tensor>& in) {
     auto named = parts;
     for (size_t i = 0; i < named.size(); ++i) named[i].second = in[i + 1];
     State inner = State::from_named(named);
     std::vector<Tensor> out = {block.forward(in[0], inner, segments)};
     for (const auto& [name, part] : inner.named()) out.push_back(part);
+    names->clear();
+    for (const auto& [name, loss] : std::exchange(block.mixer().losses, {})) {
+      names->push_back(name);
+      out.push_back(loss);
+    }
     return out;
   };
-  auto out = recompute(run, inputs, block.parameters());
+  const auto out = recompute(run, inputs, block.parameters());
   auto named = parts;
   for (size_t i = 0; i < named.size(); ++i) named[i].second = out[i + 1];
   state = State::from_named(named);
+  auto& losses = block.mixer().losses;
+  for (size_t i = 0; i < names->size(); ++i) losses.emplace_back((*names)[i], out[1 + named.size() + i]);
   return out[0];
 }
 

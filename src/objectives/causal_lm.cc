@@ -29,7 +29,7 @@ const ObjectiveSpec causal_lm_spec = {
                                         {hidden, model->head_weight(), batch.targets.flatten(), mask});
         return sum / mask.sum().clamp_min(1);
       };
-      Player player{"model", {}, loss, 1};
+      Player player{"model", {}, loss, 1, [model] { return mixer_losses(*model); }};
       for (const auto& item : model->named_parameters()) player.parameters.emplace_back(item.key(), item.value());
       return {player};
     },

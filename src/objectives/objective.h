@@ -20,7 +20,13 @@ struct Player {
   std::function<Tensor(const Batch& batch, State& state)> loss;
   /// Steps of this player per training step.
   int64_t repeats = 1;
+  /// What the last call of `loss` left to minimise beside it in training mode (Mixer::losses): its gradient is added,
+  /// its value is not, so that losses stay comparable. May be empty.
+  std::function<std::vector<std::pair<std::string, Tensor>>()> extra;
 };
+
+/// What the model's mixers left to minimise in its last forward in training mode: "layers.0.commitment" and the like.
+std::vector<std::pair<std::string, Tensor>> mixer_losses(const LanguageModel& model);
 
 /// A line of the table.
 struct ObjectiveSpec {

@@ -95,12 +95,15 @@ class Walk {
     return {state, random_state()};
   }
 
-  /// The segment's share of the loss, with its graph.
+  /// The segment's share of the loss and of what is minimised beside it, with its graph.
   Tensor forward(int64_t i, State& state) {
     double count = 0;
-    const Tensor loss = loss_of(i, state, &count);
+    Tensor loss = loss_of(i, state, &count);
     if (run_.observe) run_.observe();
     sum_ += loss.item<double>() * count;
+    if (player_.extra) {
+      for (const auto& [name, extra] : player_.extra()) loss = loss + extra;
+    }
     return loss * (count / count_);
   }
 

@@ -37,7 +37,8 @@ struct SegmentRun {
 };
 
 /// Adds the gradient of (the sum of losses where mask is 1) / count to .grad of the player's parameters, starting from
-/// model.initial_state; returns that sum.
+/// model.initial_state; returns that sum. The gradient of the player's extra losses, each a mean over its segment's
+/// tokens, is added likewise.
 double add_gradient(const Player& player, const LanguageModel& model, const Batch& batch, double count,
                     const SegmentRun& run);
 

@@ -68,7 +68,8 @@ Found gradients_of(const std::shared_ptr<LanguageModel>& model, const Batch& bat
 
 TEST(Gradient, DifferentiableSegmentsEqualTheWhole) {
   for (const char* plan :
-       {"ttt_linear*2", "ttt_mlp, identity, ttt_linear(share_qk=true)", "delta_net, linear_attention"}) {
+       {"ttt_linear*2", "ttt_mlp, identity, ttt_linear(share_qk=true)", "delta_net, linear_attention",
+        "vq_attention(num_codes=5, window=4, chunk_size=3, commitment=0)*2"}) {
     const auto model = small_model(plan);
     const Batch batch = batch_of(2, 23);
     const Player player = player_of(model);
@@ -109,6 +110,85 @@ TEST(Gradient, DetachedSegmentsHaveTheLossOfTheWholeAndAnotherGradient) {
     differs = differs || !difference(cut.gradients[i], whole.gradients[i], 1e-3).empty();
   }
   EXPECT_TRUE(differs);
+}
+
+/// Of the layers' losses, each a mean over a segment's tokens, weighted as the tokens are; the loss stays what it was.
+TEST(Gradient, WhatMixersMinimiseIsAddedToTheGradientAndNotToTheLoss) {
+  const auto plan = [](double weight) {
+    return text("vq_attention(num_codes=5, window=4, chunk_size=3, commitment=", weight, "), identity, ",
+                "vq_attention(num_codes=4, window=2, chunk_size=4, commitment=", 2 * weight, ")");
+  };
+  const auto with = small_model(plan(3)), without = small_model(plan(0));
+  {
+    at::NoGradGuard no_grad;
+    const auto parameters = without->named_parameters(), buffers = without->named_buffers();
+    for (const auto& item : with->named_parameters()) item.value().copy_(*parameters.find(item.key()));
+    for (const auto& item : with->named_buffers()) item.value().copy_(*buffers.find(item.key()));
+  }
+  Batch batch = batch_of(2, 23);
+  batch.mask.fill_(1);
+  for (const int64_t length : {23, 9}) {
+    std::vector<Tensor> expected;
+    State state = with->initial_state(2);
+    Tensor sum = at::zeros({}, at::kDouble);
+    for (int64_t from = 0; from < 23; from += length) {
+      const Batch part = batch.slice(from, std::min<int64_t>(from + length, 23));
+      with->hidden(part.inputs, state, part.segments);
+      for (const auto& [name, loss] : mixer_losses(*with)) {
+        EXPECT_TRUE(name == "layers.0.commitment" || name == "layers.2.commitment") << name;
+        sum = sum + loss * (2.0 * static_cast<double>(part.length()) / 31);
+      }
+    }
+    sum.backward();
+    expected = take_gradients(player_of(with));
+    double largest = 0;
+    for (const bool recompute : {false, true}) {
+      with->recompute = without->recompute = recompute;
+      const Found all = gradients_of(with, batch, length, true), loss = gradients_of(without, batch, length, true);
+      EXPECT_NEAR(all.sum, loss.sum, 1e-12);
+      const Player player = player_of(with);
+      for (size_t i = 0; i < expected.size(); ++i) {
+        EXPECT_CLOSE(all.gradients[i], loss.gradients[i] + expected[i], 1e-11) << player.parameters[i].first;
+        if (player.parameters[i].first.find("k_proj") == std::string::npos) continue;
+        largest = std::max(largest, expected[i].abs().max().item<double>());
+      }
+    }
+    with->recompute = without->recompute = false;
+    EXPECT_GT(largest, 1e-3);
+  }
+}
+
+/// The sums for the next codebook: of each token once, however often its segment or block runs.
+TEST(Gradient, KeysAreCountedOnce) {
+  const auto model = small_model("vq_attention(num_codes=5, window=4, chunk_size=3)*2");
+  const Batch batch = batch_of(2, 23);
+  const auto sums = [&] {
+    std::vector<Tensor> found;
+    at::NoGradGuard no_grad;
+    for (const auto& item : model->named_buffers()) {
+      const bool sum = item.key().find("step_sum") != std::string::npos;
+      if (!sum && item.key().find("step_count") == std::string::npos) continue;
+      found.push_back(item.value().clone());
+      item.value().zero_();
+    }
+    return found;
+  };
+  gradients_of(model, batch, 23, false);
+  const auto expected = sums();
+  ASSERT_EQ(expected.size(), 4u);
+  EXPECT_EQ(expected[1].sum().item<double>(), 3 * 2 * 23);  // [H, M] of 3 heads
+  for (const bool recompute : {false, true}) {
+    model->recompute = recompute;
+    for (const bool differentiable : {false, true}) {
+      gradients_of(model, batch, 5, differentiable);
+      const auto found = sums();
+      for (size_t i = 0; i < found.size(); ++i) EXPECT_CLOSE(found[i], expected[i], 1e-12);
+    }
+  }
+  gradients_of(model, batch, 23, false);
+  gradients_of(model, batch, 23, false);  // accumulated
+  const auto twice = sums();
+  for (size_t i = 0; i < twice.size(); ++i) EXPECT_CLOSE(twice[i], 2 * expected[i], 1e-12);
 }
 
 TEST(Gradient, RandomNumbersAreTheSameWhenASegmentRunsAgain) {

@@ -42,7 +42,8 @@ std::unique_ptr<Trainer> trainer_of(const TrainConfig& config) {
   model.intermediate_size = 20;
   model.layers = parse_plan(
       "performer(num_attention_heads=3, num_features=5, redraw_interval=3), "
-      "ttt_linear(num_attention_heads=3, mini_batch_size=4)");
+      "ttt_linear(num_attention_heads=3, mini_batch_size=4), "
+      "vq_attention(num_attention_heads=3, num_codes=4, window=3, chunk_size=2, restart_below=0.7)");
   TrainData data;
   data.batch = batch_of;
   data.validation = [](int64_t number) { return batch_of(1000 + number); };
@@ -96,6 +97,23 @@ TEST(Run, WhatChangesByTheClockIsSaved) {
   EXPECT_EQ(redrawn, (std::vector<int64_t>{4, 7}));
 }
 
+/// The codebook follows the keys of the step before, which a checkpoint holds until then.
+TEST(Run, WhatFollowsTheTokensIsSaved) {
+  const TemporaryFolder folder;
+  run_until(*RunFolder::create(folder / "run", Json::object()), 1 << 20, {{"save_every", 1}, {"keep", 7}});
+  Tensor last;
+  for (int64_t step = 1; step <= kSteps; ++step) {
+    const fs::path file = folder / "run" / "checkpoints" / text("step-", step) / "model.safetensors";
+    const SafeTensors model = load_safetensors(file);
+    const auto of = [&](const std::string& name) {
+      return model.at("model.layers.2.seq_modeling_block." + name, file.string()).clone();
+    };
+    EXPECT_EQ(of("step_count").sum().item<double>(), 3 * 26) << step;  // of 3 heads, and of no step before
+    EXPECT_EQ(last.defined() && at::equal(of("code_sum"), last), false) << step;
+    last = of("code_sum");
+  }
+}
+
 TEST(Run, MetricsBeyondTheCheckpointAndLeftoversOfAKilledWriteGo) {
   const TemporaryFolder folder;
   const fs::path whole = folder / "whole", cut = folder / "cut";
@@ -122,7 +140,10 @@ TEST(Run, MetricsHoldWhatWasMeasured) {
     EXPECT_EQ(line["tokens"], step * 26);
     EXPECT_NEAR(line["bits_per_token"].get<double>() * std::log(2.0), line["loss"].get<double>(), 1e-12);
     EXPECT_EQ(line.contains("validation_loss"), step % 3 == 0 || step == kSteps) << step;
-    EXPECT_EQ(line.contains("layers.1.inner_loss_after"), step % 2 == 0 || step == kSteps) << step;
+    for (const char* name :
+         {"layers.1.inner_loss_after", "layers.2.commitment", "layers.2.codes_used", "layers.2.code_perplexity"}) {
+      EXPECT_EQ(line.contains(name), step % 2 == 0 || step == kSteps) << name << " " << step;
+    }
     for (const char* name : {"lr", "grad_norm", "tokens_per_second", "elapsed"}) EXPECT_TRUE(line.contains(name));
   }
   EXPECT_EQ(steps, (std::vector<int64_t>{2, 3, 4, 6, 7}));

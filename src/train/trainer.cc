@@ -68,6 +68,7 @@ StepResult Trainer::step(bool measure) {
   StepResult result;
   result.lr = learning_rate(config_, steps_done_);
   measured_.clear();
+  model_->train();
   for (const auto& block : model_->blocks()) {
     block->mixer().measure = measure;
     block->mixer().begin_step(steps_done_);
@@ -114,6 +115,7 @@ double Trainer::validation_loss() {
   int64_t batches = data_.validation_batches;
   if (config_.eval_batches > 0) batches = std::min(batches, config_.eval_batches);
   if (batches == 0) fail("train: there is no validation part to measure the loss of");
+  model_->eval();
   double sum = 0, count = 0;
   State state;
   for (int64_t i = 0; i < batches; ++i) {
