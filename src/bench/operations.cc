@@ -15,6 +15,7 @@
 #include "mixers/linear_recurrence.h"
 #include "mixers/mamba.h"
 #include "mixers/ttt.h"
+#include "mixers/vq_attention.h"
 
 namespace lineal {
 namespace {
@@ -34,9 +35,9 @@ struct Benched {
   double (*flops)(const Sizes&);   // forward; three times as many with the backward pass
   double (*inputs)(const Sizes&);  // floats
   double (*outputs)(const Sizes&);
-  double (*step_flops)(const Sizes&);
-  double (*state)(const Sizes&);    // floats of it
-  double (*traffic)(const Sizes&);  // floats of it that a step reads or writes
+  double (*step_flops)(const Sizes&);  // null: cannot step in place; nor are there the two below
+  double (*state)(const Sizes&);       // floats of it
+  double (*traffic)(const Sizes&);     // floats of it that a step reads or writes
 };
 
 /// Rows of a pool, all of them in turn in a random order.
@@ -152,6 +153,36 @@ Prepared prepare_scan(const Sizes& n) {
   return result;
 }
 
+constexpr int64_t kVqBlock = 128;
+
+/// The search for codes included, and the codewords that the search leaves.
+Prepared prepare_vq(const Sizes& n) {
+  Prepared result;
+  const double scale = std::pow(static_cast<double>(n.K), -0.25);
+  const Tensor k = random(result.leaves, {n.B, n.T, n.H, n.K}, scale);
+  kernels::VqInput in;
+  for (Tensor* x : {&in.q, &in.p}) *x = random(result.leaves, {n.B, n.T, n.H, n.K}, scale);
+  in.v = random(result.leaves, {n.B, n.T, n.H, n.K});
+  in.r = random(result.leaves, {n.window + 1, n.H, n.K}, scale);
+  in.codebook = at::randn({n.H, n.codes, n.K}) * scale;
+  in.block = kVqBlock;
+  in.position = at::zeros({n.B}, at::kLong);
+  const int64_t W = n.window + kVqBlock - 1;
+  in.past_k = at::zeros({n.B, W, n.H, n.K}), in.past_v = at::zeros({n.B, W, n.H, n.K});
+  in.past_code = at::full({n.B, W, n.H}, n.codes, at::kLong);
+  in.count = at::zeros({n.B, n.H, n.codes}, at::kLong);
+  in.mean = at::zeros({n.B, n.H, n.codes, n.K});
+  result.o = [=]() mutable {
+    in.code = nearest_code(k.detach(), in.codebook);
+    in.k = codewords(in.codebook, in.code) + (k - k.detach());
+    return vq_attention(in).o;
+  };
+  return result;
+}
+
+/// Tokens that one sees one by one, of T: all before it at most, and half of its block.
+double seen(const Sizes& n) { return std::min(0.5 * (n.T + 1), n.window + 0.5 * (kVqBlock + 1)); }
+
 double per_head(const Sizes& n, double count) { return static_cast<double>(n.H) * count; }
 
 double square(const Sizes& n) { return per_head(n, 1.0 * n.K * n.K); }
@@ -202,6 +233,13 @@ const std::vector<Benched>& benched() {
        [](const Sizes& n) { return per_head(n, 7.0 * n.K * n.N); },
        [](const Sizes& n) { return per_head(n, 1.0 * n.K * n.N); },
        [](const Sizes& n) { return per_head(n, 2.0 * n.K * n.N); }},
+      {kernels::vq_attention, prepare_vq,
+       // k c^T of the search; q k^T, p r^T, q c^T and the weighted sums of values and means
+       [](const Sizes& n) {
+         return per_head(n, 2.0 * n.K * (3 * n.codes + 2 * seen(n) + std::min(seen(n), n.window + 1.0)));
+       },
+       [](const Sizes& n) { return per_head(n, 4.0 * n.K); }, [](const Sizes& n) { return per_head(n, n.K); }, nullptr,
+       nullptr, nullptr},
   };
   return all;
 }
@@ -239,7 +277,7 @@ void add_passes(const Benched& bench, const Sizes& sizes, std::vector<OperationP
   const int64_t count = sizes.B * sizes.T;
   passes.push_back({name, {name, forward}, count, flops, bytes * (inputs + outputs)});
   passes.push_back({name + " both", {name + " both", both}, count, 3 * flops, bytes * (3 * inputs + 2 * outputs)});
-  passes.push_back(step_pass(bench, sizes));
+  if (bench.step_flops) passes.push_back(step_pass(bench, sizes));
 }
 
 }  // namespace

@@ -78,6 +78,8 @@ int run_bench_operations(const std::vector<std::string>& args) {
   size("--head-size", sizes.K, "size of keys and values");
   size("--length", sizes.T, "tokens of a sequence");
   size("--sessions", sizes.sessions, "sessions that step together, one token each");
+  size("--window", sizes.window, "tokens that vq_attention sees one by one; of --length: quadratic attention");
+  size("--codes", sizes.codes, "codewords of vq_attention");
   add_seconds(app, seconds);
   app.add_flag("--json", json, "for scripts");
   add_compute(app);
@@ -92,11 +94,9 @@ int run_bench_operations(const std::vector<std::string>& args) {
   Json rows = Json::array();
   for (size_t i = 0; i < passes.size(); ++i) rows.push_back(row(passes[i], times[first + i], ceilings));
   if (json) {
-    const Json of_sizes = {{"batch_size", sizes.B},
-                           {"heads", sizes.H},
-                           {"head_size", sizes.K},
-                           {"length", sizes.T},
-                           {"sessions", sizes.sessions}};
+    const Json of_sizes = {{"batch_size", sizes.B}, {"heads", sizes.H},           {"head_size", sizes.K},
+                           {"length", sizes.T},     {"sessions", sizes.sessions}, {"window", sizes.window},
+                           {"codes", sizes.codes}};
     std::cout << Json{{"machine", to_json(ceilings)},
                       {"sizes", of_sizes},
                       {"kernels", kernels::summary()},
