@@ -15,15 +15,15 @@
 //
 // In training mode gradients of khat_j go to k_j as they are (straight-through), from tokens that have j among their
 // recent ones; in evaluation mode there are none, as khat is piecewise constant. The codebook follows the keys:
-//   c_m = s_m / max(a_m, 0.01),  s <- gamma s + (1 - gamma) sum of the step's keys of code m,  a likewise of their
-//   number
+//   c_m = s_m / max(a_m, 0.01),  s_m <- gamma s_m + (1 - gamma) sum of the step's keys of code m,  a_m of their number
 // and keys are drawn to it by the loss |k_t - khat_t|^2, a mean over tokens and sum over heads, times `commitment`.
-// Codes that fall out of use start again as a key of the step.                              (Jukebox, 2020, section 3)
+// Codes that fall out of use start again as a key of the step.                            (Jukebox, 2020, section 3.1)
 #include "mixers/vq_attention.h"
 
 #include <ATen/ATen.h>
 
 #include <cmath>
+#include <map>
 
 #include "core/error.h"
 #include "mixers/derived.h"
@@ -278,7 +278,7 @@ class VqAttention : public Mixer {
       if (measure) observe(k, khat, code);
       if (is_training()) khat = khat + (k - k.detach());
       const Tensor r = distances_(r_proj_->weight, [&](const Tensor& W) {
-        if (!sinusoids_.defined() || sinusoids_.scalar_type() != W.scalar_type()) {
+        if (!sinusoids_.defined() || sinusoids_.options().dtype() != W.dtype() || sinusoids_.device() != W.device()) {
           sinusoids_ = sinusoids(config_.window + 1, D_, config_.sinusoid_theta, W.options().requires_grad(false));
         }
         return (at::linear(sinusoids_, W) * scale_).unflatten(1, {H_, K_});
@@ -340,30 +340,31 @@ class VqAttention : public Mixer {
   /// sums for the next step's codebook.
   void learn(const Tensor& k, const Tensor& khat, const Tensor& code) {
     losses.emplace_back("commitment", config_.commitment * commitment(k, khat));
-    const Tensor kept = sample(k.size(0) * k.size(1));
+    const auto [places, tokens] = sample(k.size(0) * k.size(1));
     if (!at::GradMode::is_enabled()) return;
     at::NoGradGuard no_grad;
     const Tensor keys = k.detach().flatten(0, 1).transpose(0, 1);  // [H, B T, K]
     const Tensor of = code.flatten(0, 1).transpose(0, 1);          // [H, B T]
-    for (int64_t m = 0; m < M_; ++m) {
-      const int64_t token = kept.const_data_ptr<int64_t>()[m];
-      if (token >= 0) step_keys_.select(1, m).copy_(keys.select(1, token));
-    }
+    step_keys_.index_copy_(1, places.to(k.device()), keys.index_select(1, tokens.to(k.device())));
     step_sum_.scatter_add_(1, of.unsqueeze(2).expand_as(keys), keys);
     step_count_.scatter_add_(1, of, at::ones_like(of, step_count_.options()));
   }
 
-  /// Which of n tokens take the places of step_keys, so that all tokens of a step are as likely there; -1: none.
-  Tensor sample(int64_t n) const {  // (Vitter, 1985, algorithm R)
-    const Tensor kept = at::full({M_}, -1, at::kLong), draw = at::rand({n}, at::kDouble);
+  /// Places of step_keys that the next n tokens take and which of these, int64 [*]: all tokens of a step are as likely
+  /// there.                                                      (Random sampling with a reservoir, 1985, algorithm R)
+  std::pair<Tensor, Tensor> sample(int64_t n) const {
+    const Tensor draw = at::rand({n}, at::kDouble);
     const auto before = static_cast<int64_t>(step_count_[0].sum(at::kDouble).item<double>());
+    std::map<int64_t, int64_t> kept;
     for (int64_t i = 0; i < n; ++i) {
       const int64_t read = before + i;
-      const auto place =
-          read < M_ ? read : static_cast<int64_t>(draw.const_data_ptr<double>()[i] * static_cast<double>(read + 1));
-      if (place < M_) kept.mutable_data_ptr<int64_t>()[place] = i;
+      const double drawn = draw.const_data_ptr<double>()[i] * static_cast<double>(read + 1);
+      const auto place = read < M_ ? read : static_cast<int64_t>(drawn);
+      if (place < M_) kept[place] = i;
     }
-    return kept;
+    std::vector<int64_t> places, tokens;
+    for (const auto& [place, token] : kept) places.push_back(place), tokens.push_back(token);
+    return {at::tensor(places, at::kLong), at::tensor(tokens, at::kLong)};
   }
 
   static Tensor commitment(const Tensor& k, const Tensor& khat) { return (k - khat).square().sum(3).sum(2).mean(); }
