@@ -10,6 +10,7 @@
 #include "core/error.h"
 #include "mixers/linear.h"
 #include "mixers/mixer.h"
+#include "mixers/probe.h"
 #include "positions/rope.h"
 
 namespace lineal {
@@ -83,12 +84,21 @@ class Attention : public Mixer {
     k = at::cat({state["k"], k}, 1);  // [B, S + T, H_kv, K]
     v = at::cat({state["v"], v}, 1);
     const int64_t size = window_ > 0 ? std::max(window_, kLeastQueries) : T;
-    std::vector<Tensor> o;
-    for (int64_t from = 0; from < T; from += size)
-      o.push_back(attend(q, k, v, document, from, std::min(from + size, T)));
+    Tensor mixed = v, asked = k;
+    if (probe) {  // a value for each query head, none of tokens read before
+      const Tensor own = v.slice(1, v.size(1) - T).repeat_interleave(H_ / H_kv_, 2);
+      mixed = at::constant_pad_nd(probed(probe, own), {0, 0, 0, 0, v.size(1) - T, 0});
+      asked = k.repeat_interleave(H_ / H_kv_, 2);
+    }
+    std::vector<Tensor> parts;
+    for (int64_t from = 0; from < T; from += size) {
+      parts.push_back(attend(q, asked, mixed, document, from, std::min(from + size, T)));
+    }
+    const Tensor o = at::cat(parts, 1);  // [B, T, H, K]
+    if (probe) probe->outputs = o;
     state["position"] = position.select(1, -1) + 1;
     keep(k, v, state, segments);
-    return o_proj_(at::cat(o, 1).flatten(2));
+    return o_proj_(o.flatten(2));
   }
 
   void reset_parameters(double deviation) override {
@@ -130,7 +140,7 @@ class Attention : public Mixer {
     return at::scaled_dot_product_attention(
                heads(q, from, to), heads(k, first, S + to), heads(v, first, S + to),
                mask.defined() ? std::optional<Tensor>(mask) : std::nullopt, /*dropout_p=*/0.0,
-               /*is_causal=*/causal && n > 1, /*scale=*/std::nullopt, /*enable_gqa=*/H_kv_ != H_)
+               /*is_causal=*/causal && n > 1, /*scale=*/std::nullopt, /*enable_gqa=*/k.size(2) != H_)
         .transpose(1, 2);
   }
 

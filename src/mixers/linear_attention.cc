@@ -12,6 +12,7 @@
 #include "mixers/linear.h"
 #include "mixers/linear_recurrence.h"
 #include "mixers/mixer.h"
+#include "mixers/probe.h"
 #include "mixers/rms_norm.h"
 
 namespace lineal {
@@ -85,13 +86,14 @@ class LinearAttention : public Mixer {
     const Dims dims = check_input("linear_attention", x, state, D_, rows);
     const auto type = state_options().dtype().toScalarType();
     const auto heads = [&](const Tensor& y) { return y.unflatten(2, {H_, K_}); };
-    Tensor q = heads(q_proj_(x)), k = heads(k_proj_(x)), v = heads(v_proj_(x));  // [B, T, H, K]
+    Tensor q = heads(q_proj_(x)), k = heads(k_proj_(x)), v = probed(probe, heads(v_proj_(x)));  // [B, T, H, K]
     count(state, dims['T'], segments, rows);
     Tensor o;
     {
       const FullPrecision guard(x);
       if (config_.feature_map == "elu1") q = elu1(q.to(type)), k = elu1(k.to(type)), v = v.to(type);
       o = config_.normalize ? normalized(q, k, v, state, segments, rows) : plain(q, k, v, state, segments, rows);
+      if (probe) probe->outputs = o;
       if (o_norm_) o = o_norm_->forward(o);
     }
     return o_proj_(o.flatten(2));

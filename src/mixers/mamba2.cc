@@ -12,6 +12,7 @@
 #include "mixers/linear_recurrence.h"
 #include "mixers/mamba.h"
 #include "mixers/mixer.h"
+#include "mixers/probe.h"
 #include "mixers/short_conv.h"
 
 namespace lineal {
@@ -106,8 +107,8 @@ class Mamba2 : public Mixer {
     {
       const FullPrecision guard(u);
       const auto per_head = [&](const Tensor& B) { return B.unflatten(2, {G_, N_}).repeat_interleave(H_ / G_, 2); };
-      const Tensor x = parts[0].unflatten(2, {H_, -1});              // [B, T, H, K]
-      const Tensor dt = at::softplus(views[2].to(type) + dt_bias_);  // [B, T, H]
+      const Tensor x = probed(probe, parts[0].unflatten(2, {H_, -1}));  // [B, T, H, K]
+      const Tensor dt = at::softplus(views[2].to(type) + dt_bias_);     // [B, T, H]
       const auto out = linear_recurrence({.q = per_head(parts[2]),
                                           .k = per_head(parts[1]),
                                           .v = x * dt.unsqueeze(3),
@@ -117,6 +118,7 @@ class Mamba2 : public Mixer {
                                           .rows = rows},
                                          chunk_size_);
       state["ssm"] = out.S;
+      if (probe) probe->outputs = out.o;
       y = (out.o + skip_.unsqueeze(1) * x).flatten(2) * at::silu(views[0].to(type));
       y = at::rms_norm(y.unflatten(2, {G_, -1}), {inner_ / G_}, {}, kNormEps).flatten(2) * norm_weight_;
     }

@@ -19,6 +19,7 @@
 #include "mixers/feature_attention.h"
 #include "mixers/linear.h"
 #include "mixers/mixer.h"
+#include "mixers/probe.h"
 #include "mixers/random_features.h"
 #include "positions/rope.h"
 
@@ -137,6 +138,7 @@ class Performer : public Mixer {
     Tensor q = q_proj_(x).to(type).unflatten(2, {H_, K_});            // [B, T, H, K]
     Tensor k = k_proj_(x).to(type).unflatten(2, {H_kv_, K_});
     Tensor v = v_proj_(x).to(type).unflatten(2, {H_kv_, K_}).repeat_interleave(H_ / H_kv_, 2);
+    v = probed(probe, v);
     if (config_.rope_theta > 0) {
       q = rope(q, position, config_.rope_theta, RopePairs::halves);
       k = rope(k, position, config_.rope_theta, RopePairs::halves);
@@ -166,6 +168,7 @@ class Performer : public Mixer {
       if (config_.feature_map == "exp" && !o.isfinite().all().item<bool>()) {
         fail(who_, ": feature_map exp overflows for keys and queries this long, expected feature_map positive");
       }
+      if (probe) probe->outputs = o;
     }
     return o_proj_(o.flatten(2));
   }

@@ -6,6 +6,7 @@
 
 #include "core/error.h"
 #include "mixers/linear_recurrence.h"
+#include "mixers/probe.h"
 
 namespace lineal {
 namespace {
@@ -88,8 +89,9 @@ Tensor RecurrentLayer::mix(const Tensor& x, State& state, const Segments& segmen
     return y.unflatten(2, {H_, -1});  // [B, T, H, K|V]
   };
   const Tensor q = view(q_proj_, conv_q_, "conv_q"), k = view(k_proj_, conv_k_, "conv_k");
-  const Tensor v = view(v_proj_, conv_v_, "conv_v"), position = count(state, dims['T'], segments, rows);
+  const Tensor v = probed(probe, view(v_proj_, conv_v_, "conv_v")), position = count(state, dims['T'], segments, rows);
   Tensor o = recur({x, q, k, v, position, state_options().dtype().toScalarType(), segments, rows}, state);
+  if (probe) probe->outputs = o;
   {
     const FullPrecision guard(x);
     o = o_norm_->forward(o).flatten(2);

@@ -24,6 +24,7 @@
 #include "mixers/chunks.h"
 #include "mixers/linear.h"
 #include "mixers/mixer.h"
+#include "mixers/probe.h"
 
 namespace lineal {
 namespace {
@@ -156,7 +157,8 @@ class RWKV7 : public Mixer {
       const Tensor inner = at::matmul(y, down);
       return at::matmul(f ? f(inner) : inner, up);
     };
-    const Tensor r = heads(r_proj_(mixed(0))), k = heads(k_proj_(mixed(2))), v = heads(v_proj_(mixed(3)));
+    const Tensor r = heads(r_proj_(mixed(0))), k = heads(k_proj_(mixed(2))),
+                 v = probed(probe, heads(v_proj_(mixed(3))));
     const Tensor decay = low_rank(mixed(1), w1_, w2_, at::tanh).to(type) + w0_;
     const Tensor eta = heads((low_rank(mixed(4), a1_, a2_, nullptr).to(type) + a0_).sigmoid());
     const Tensor gate = low_rank(mixed(5), g1_, g2_, at::sigmoid);
@@ -177,6 +179,7 @@ class RWKV7 : public Mixer {
                                          .starts = segments.starts},
                                         chunk_size_);
       state["S"] = out.S;
+      if (probe) probe->outputs = out.o;
       const Tensor normed = at::layer_norm(out.o, {K_}, {}, {}, kNormEps).flatten(2) * norm_weight_ + norm_bias_;
       y = normed + ((r * added * r_k_).sum(3, /*keepdim=*/true) * v).flatten(2);
     }
