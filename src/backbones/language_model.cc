@@ -65,6 +65,7 @@ std::vector<Field> LanguageModelConfig::fields() {
       {"pre_conv", &pre_conv, {}, "a short convolution before each mixer"},
       {"conv_kernel", &conv_kernel, between(1, 64), "width of that convolution"},
       {"tokenizer", &tokenizer, {}, "how text becomes tokens"},
+      {"objective", &objective, {}, "what it was trained for (lineal list)"},
   };
 }
 

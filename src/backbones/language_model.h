@@ -20,6 +20,7 @@ struct LanguageModelConfig : Config {
   bool pre_conv = false;
   int64_t conv_kernel = 4;
   std::string tokenizer = "bytes";
+  std::string objective = "causal_lm";
   std::vector<Layer> layers;  // from a plan or a list, see layer_plan.h
 
   std::vector<Field> fields() override;

@@ -114,10 +114,11 @@ int run_model(const std::vector<std::string>& args) {
   app.add_option("--steps", steps, "timed steps")->check(CLI::Range(1, 1 << 20))->capture_default_str();
   app.add_flag("--json", json, "for scripts");
   add_compute(app);
-  add_fields(app, model, "bench model");
-  const std::vector<std::string> of_a_run = {"steps",      "schedule",   "warmup",     "decay",
-                                             "lr",         "min_lr",     "validation", "log_every",
-                                             "eval_every", "save_every", "keep",       "eval_batches"};
+  add_fields(app, model, "bench model", {"objective"});
+  const std::vector<std::string> of_a_run = {"steps",      "schedule",     "warmup",    "decay",      "lr",
+                                             "min_lr",     "validation",   "log_every", "eval_every", "save_every",
+                                             "keep",       "eval_batches", "test",      "pack",       "mask_fraction",
+                                             "mask_share", "random_share"};
   add_fields(app, train, "bench model", of_a_run);
   if (!parse(app, args)) return 0;
   model.layers = parse_plan(layers);

@@ -67,7 +67,7 @@ int run_bench_decode(const std::vector<std::string>& args) {
       ->capture_default_str();
   app.add_flag("--json", json, "for scripts");
   add_compute(app);
-  add_fields(app, model, "bench decode");
+  add_fields(app, model, "bench decode", {"objective"});
   if (!parse(app, args)) return 0;
   model.layers = parse_plan(layers);
   model.validate("bench decode");

@@ -1,22 +1,30 @@
 // lineal eval: how well a model predicts text, or its logits for given token ids.
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <iostream>
 
 #include "commands/command.h"
 #include "commands/output.h"
 #include "commands/progress.h"
+#include "commands/run_text.h"
 #include "core/error.h"
+#include "core/file.h"
+#include "core/registry.h"
+#include "eval/frequency.h"
 #include "eval/logits.h"
 #include "eval/perplexity.h"
+#include "eval/similarity.h"
 #include "interop/load.h"
+#include "objectives/objective.h"
 
 namespace lineal {
 namespace {
 
 Json optional(const std::optional<double>& value) { return value ? Json(*value) : Json(); }
 
-Json to_json(const Evaluation& result, double seconds) {
+Json to_json(const Evaluation& result, double seconds, bool masked, Measure measure,
+             const std::optional<FrequencyBaseline>& baseline) {
   Json buckets = Json::array();
   for (const Bucket& bucket : result.buckets) {
     buckets.push_back({{"begin", bucket.begin},
@@ -24,18 +32,30 @@ Json to_json(const Evaluation& result, double seconds) {
                        {"tokens", bucket.loss.tokens},
                        {"nats_per_token", bucket.loss.mean()}});
   }
-  return {{"nats_per_token", result.loss.mean()},
-          {"nats_per_token_error", optional(result.standard_error)},
-          {"perplexity", result.perplexity()},
-          {"perplexity_error", optional(result.perplexity_error())},
-          {"bits_per_byte", result.bits_per_byte()},
-          {"bits_per_byte_error", optional(result.bits_per_byte_error())},
-          {"tokens", result.tokens},
-          {"predicted_tokens", result.loss.tokens},
-          {"predicted_bytes", result.predicted_bytes},
-          {"documents", result.documents},
-          {"tokens_per_second", static_cast<double>(result.tokens) / seconds},
-          {"positions", buckets}};
+  Json json = {{"nats_per_token", result.loss.mean()},
+               {"nats_per_token_error", optional(result.standard_error)},
+               {"perplexity", result.perplexity()},
+               {"perplexity_error", optional(result.perplexity_error())},
+               {"accuracy", result.accuracy()},
+               {"bits_per_byte", result.bits_per_byte()},
+               {"bits_per_byte_error", optional(result.bits_per_byte_error())},
+               {"tokens", result.tokens},
+               {"predicted_tokens", result.loss.tokens},
+               {"predicted_bytes", result.predicted_bytes},
+               {"documents", result.documents},
+               {"tokens_per_second", static_cast<double>(result.tokens) / seconds},
+               {"positions", buckets}};
+  if (masked) json.erase("bits_per_byte"), json.erase("bits_per_byte_error"), json.erase("predicted_bytes");
+  if (measure == Measure::bits_per_dimension) json["bits_per_dimension"] = result.bits_per_dimension();
+  if (measure == Measure::word_perplexity) {
+    json["pieces_per_word"] = result.pieces_per_word();
+    json["word_perplexity"] = result.word_perplexity();
+  }
+  if (baseline) {
+    json["frequency_baseline"] = {
+        {"nats_per_token", baseline->nats}, {"perplexity", std::exp(baseline->nats)}, {"accuracy", baseline->accuracy}};
+  }
+  return json;
 }
 
 std::string formatted(const char* format, double value) {
@@ -48,12 +68,28 @@ std::string with_error(double value, const std::optional<double>& error) {
   return formatted("%.4f", value) + (error ? formatted(" +- %.2g", *error) : "");
 }
 
-void print(const Evaluation& result, double seconds, bool restarts) {
-  std::cout << "nats per token  " << with_error(result.loss.mean(), result.standard_error) << "\n"
+/// `masked`: the predicted tokens are those that were hidden.
+void print(const Evaluation& result, double seconds, bool restarts, bool masked, Measure measure,
+           const std::optional<FrequencyBaseline>& baseline) {
+  std::cout << (masked ? "nats per masked token  " : "nats per token  ")
+            << with_error(result.loss.mean(), result.standard_error) << "\n"
             << "perplexity      " << with_error(result.perplexity(), result.perplexity_error()) << "\n"
-            << "bits per byte   " << with_error(result.bits_per_byte(), result.bits_per_byte_error()) << "\n"
-            << "tokens          " << result.tokens << ", " << result.loss.tokens << " of them predicted\n"
-            << "documents       " << result.documents << "\n"
+            << "accuracy        " << formatted("%.2f", 100 * result.accuracy()) << " %\n";
+  if (baseline) {
+    std::cout << "by frequency    perplexity " << formatted("%.4f", std::exp(baseline->nats)) << ", accuracy "
+              << formatted("%.2f", 100 * baseline->accuracy) << " %\n";
+  }
+  if (measure == Measure::bits_per_dimension) {
+    std::cout << "bits/dimension  " << formatted("%.4f", result.bits_per_dimension()) << "\n";
+  } else if (measure == Measure::word_perplexity) {
+    std::cout << "word perplexity " << formatted("%.4f", result.word_perplexity()) << ", "
+              << formatted("%.4f", result.pieces_per_word()) << " pieces per word\n";
+  }
+  if (!masked) {
+    std::cout << "bits per byte   " << with_error(result.bits_per_byte(), result.bits_per_byte_error()) << "\n";
+  }
+  std::cout << "tokens          " << result.tokens << ", " << result.loss.tokens
+            << (masked ? " of them masked\n" : " of them predicted\n") << "documents       " << result.documents << "\n"
             << "tokens/s        " << formatted("%.0f", static_cast<double>(result.tokens) / seconds) << "\n"
             << (restarts ? "position since restart" : "position in document  ") << "  nats per token      tokens\n";
   for (const Bucket& bucket : result.buckets) {
@@ -68,20 +104,70 @@ void print(const Evaluation& result, double seconds, bool restarts) {
 /// Flags that say how to measure text say nothing about logits.
 void refuse_beside_tokens(const CLI::App& app) {
   std::string found;
-  for (const char* flag : {"--json", "--limit", "--max-context", "--buckets", "--text-field"}) {
+  for (const char* flag : {"--json", "--limit", "--max-context", "--buckets", "--text-field", "--part", "--baseline",
+                           "--similarity", "--seed"}) {
     if (app.get_option(flag)->count() > 0) found += (found.empty() ? "" : ", ") + std::string(flag);
   }
   if (!found.empty()) fail("eval: --tokens does not go with ", found, "; expected --logits, --chunk and -t beside it");
+}
+
+Json rows_of(const Tensor& matrix) {
+  Json rows = Json::array();
+  for (int64_t i = 0; i < matrix.size(0); ++i) {
+    const Tensor row = matrix[i].contiguous();
+    const double* values = row.const_data_ptr<double>();
+    rows.push_back(std::vector<double>(values, values + row.numel()));
+  }
+  return rows;
+}
+
+/// Attention between amino acids in these sequences, each cut to `chunk` tokens, against BLOSUM62: into the file `out`.
+void compare_letters(const LoadedModel& loaded, const std::vector<std::string>& files, const EvalOptions& options,
+                     const std::string& out) {
+  const Tokenizer& tokenizer = tokenizer_of(loaded, "eval");
+  AttentionSimilarity similarity(loaded.model, tokenizer);
+  const auto sources = find_sources(files, tokenizer.format());
+  TextReader reader(sources);
+  ReadingBar bar(sources, options.limit);
+  const SpecialTokens special = tokenizer.special();
+  int64_t read = 0;
+  for (TextPiece piece; (options.limit == 0 || read < options.limit) && reader.next(piece);) {
+    if (!piece.starts_document) continue;  // of a longer one, the first piece alone
+    std::vector<int64_t> tokens = tokenizer.encode(piece.bytes);
+    if (special.begin) tokens.insert(tokens.begin(), *special.begin);
+    if (special.end) tokens.push_back(*special.end);
+    tokens.resize(std::min(tokens.size(), static_cast<size_t>(options.chunk)));
+    similarity.add(tokens);
+    read += static_cast<int64_t>(tokens.size());
+    bar.draw(read, reader.bytes_read());
+  }
+  bar.clear();
+  const Tensor attention = similarity.matrix(), blosum = blosum62();
+  const double pearson = correlation(attention, blosum);
+  if (!std::isfinite(pearson)) {
+    fail("eval: ", similarity.sequences(), " sequences lack pairs of amino acids, expected more of them");
+  }
+  write_atomic(out, Json{{"letters", kSimilarityLetters},
+                         {"attention", rows_of(attention)},
+                         {"blosum62", rows_of(blosum)},
+                         {"correlation", pearson},
+                         {"sequences", similarity.sequences()},
+                         {"tokens", read}}
+                            .dump() +
+                        "\n");
+  std::cout << "attention between amino acids against BLOSUM62: correlation " << formatted("%.4f", pearson) << " over "
+            << similarity.sequences() << " sequences\n";
 }
 
 int run(const std::vector<std::string>& args) {
   CLI::App app(
       "how well a model predicts text: nats per token, perplexity and bits per byte, each with its standard error over "
       "blocks of 1024 predictions, and the loss by position in the document. Files, folders, .jsonl, .gz, - for "
-      "standard input; any length in constant memory. The first token of each document is not predicted. With --tokens "
-      "and --logits: the logits of given token ids",
+      "standard input; any length in constant memory. The first token of each document is not predicted. Of a model "
+      "trained with masked_lm: perplexity and accuracy on 15 % of the tokens, hidden as in training. With "
+      "--part: what a run kept for validation or test. With --tokens and --logits: the logits of given token ids",
       "eval");
-  std::string model, tokens, logits;
+  std::string model, tokens, logits, part, baseline, similarity;
   std::vector<std::string> files;
   EvalOptions options;
   TextOptions text_options;
@@ -90,7 +176,9 @@ int run(const std::vector<std::string>& args) {
   const auto count = CLI::Range(int64_t{0}, int64_t{1} << 60);
   app.add_option("files", files, "text to predict");
   app.add_option("-m,--model", model, "model directory or run")->required();
-  app.add_option("--chunk", options.chunk, "tokens of one forward call; the result does not depend on it")
+  app.add_option("--chunk", options.chunk,
+                 "tokens of one forward call; the result depends on it only where mixers look ahead "
+                 "or tokens are masked")
       ->check(positive)
       ->capture_default_str();
   app.add_option("--buckets", options.first_bucket, "positions of the first bucket; the next are as wide, then double")
@@ -103,6 +191,15 @@ int run(const std::vector<std::string>& args) {
       ->check(count)
       ->capture_default_str();
   app.add_option("--text-field", text_options.text_field, "the field of a JSON line that holds its text");
+  app.add_option("--part", part, "measure on this part of the run's own text")
+      ->check(CLI::IsMember({"train", "validation", "test"}));
+  app.add_option("--baseline", baseline, "also what the frequencies of the run's training text predict")
+      ->check(CLI::IsMember({"frequency"}));
+  app.add_option("--similarity", similarity,
+                 "JSON to write: attention between amino acids, which runs/amino_acids.py draws beside BLOSUM62");
+  app.add_option("-s,--seed", options.seed, "masked_lm: of the hidden tokens")
+      ->check(CLI::Range(uint64_t{0}, uint64_t{1} << 53))
+      ->capture_default_str();
   auto* in = app.add_option("--tokens", tokens, "safetensors file with input_ids int64 [B, T]");
   auto* out = app.add_option("--logits", logits, "safetensors file to write: logits float32 [B, T, N]");
   in->needs(out);
@@ -117,21 +214,66 @@ int run(const std::vector<std::string>& args) {
     write_logits(*load_model(model).model, tokens, logits, options.chunk);
     return 0;
   }
-  if (files.empty()) fail("eval: no text, expected files, folders or - for standard input (or --tokens and --logits)");
-  const auto sources = find_sources(files);
-  TextReader reader(sources, text_options);
+  if (files.empty() && part.empty()) {
+    fail("eval: no text, expected files, folders or - for standard input (or --part, or --tokens and --logits)");
+  }
+  if (!similarity.empty()) {
+    if (!part.empty() || !baseline.empty()) fail("eval: --similarity goes with neither --part nor --baseline");
+    check_output("eval", "--similarity", similarity, files, model);
+    compare_letters(load_model(model), files, options, similarity);
+    return 0;
+  }
+  std::optional<RunText> of_run;
+  if (!part.empty() || !baseline.empty()) of_run = read_run_text(model, "eval");
   const LoadedModel loaded = load_model(model);
   const Tokenizer& tokenizer = tokenizer_of(loaded, "eval", "give token ids with --tokens and --logits");
-  ReadingBar bar(sources, options.limit);
-  options.progress = [&](int64_t tokens_read, int64_t bytes) { bar.draw(tokens_read, bytes); };
+  const std::string& tokenizer_name = loaded.model->config().tokenizer;
+  std::optional<Masking> masking;
+  if (find<ObjectiveSpec>(loaded.model->config().objective, "eval").masks) {
+    masking.emplace("eval", tokenizer_name, tokenizer, MaskingShares{});
+    options.masking = &*masking;
+    if (options.max_context > 0)
+      fail("eval: --max-context is for models that predict the next token, expected --chunk");
+  }
+  std::optional<Split> parts;
+  if (of_run) parts = divide(open_tokens(of_run->data, of_run->text_field, loaded, "eval", !json), of_run->train);
+
   const auto begin = std::chrono::steady_clock::now();
-  const Evaluation result = evaluate(loaded.model, tokenizer, reader, options);
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  bar.clear();
-  if (json) {
-    std::cout << to_json(result, seconds).dump() << "\n";
+  Evaluation result;
+  if (!part.empty()) {
+    if (!files.empty()) fail("eval: give either files or --part, not both; --part is of the run's own text");
+    const Part& measured = part == "train" ? parts->train : part == "test" ? parts->test : parts->validation;
+    if (measured.documents.empty()) fail("eval: the run keeps no ", part, " part (--", part, " of lineal train)");
+    ProgressBar bar(!json);
+    options.progress = [&](int64_t tokens_read, int64_t) {
+      bar.draw(static_cast<double>(tokens_read), static_cast<double>(measured.tokens()), "tokens");
+    };
+    result = evaluate(loaded.model, tokenizer, measured, options);
+    bar.clear();
   } else {
-    print(result, seconds, options.max_context > 0);
+    const auto sources = find_sources(files, tokenizer.format());
+    TextReader reader(sources, text_options);
+    ReadingBar bar(sources, options.limit);
+    options.progress = [&](int64_t tokens_read, int64_t bytes) { bar.draw(tokens_read, bytes); };
+    result = evaluate(loaded.model, tokenizer, reader, options);
+    bar.clear();
+  }
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+
+  std::optional<FrequencyBaseline> by_frequency;
+  if (!baseline.empty()) {
+    const SpecialTokens special = tokenizer.special();
+    std::vector<int64_t> never;
+    for (const auto& id : {special.begin, special.mask, special.pad, masking ? special.end : std::nullopt}) {
+      if (id) never.push_back(*id);
+    }
+    const auto counts = count_tokens(parts->train, loaded.model->config().vocab_size);
+    by_frequency = frequency_baseline(counts, result.targets, never);
+  }
+  if (json) {
+    std::cout << to_json(result, seconds, masking.has_value(), tokenizer.measure(), by_frequency).dump() << "\n";
+  } else {
+    print(result, seconds, options.max_context > 0, masking.has_value(), tokenizer.measure(), by_frequency);
   }
   return 0;
 }

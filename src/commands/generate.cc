@@ -8,7 +8,9 @@
 #include "commands/output.h"
 #include "commands/read_text.h"
 #include "core/error.h"
+#include "core/registry.h"
 #include "interop/load.h"
+#include "objectives/objective.h"
 
 namespace lineal {
 namespace {
@@ -58,10 +60,16 @@ int run(const std::vector<std::string>& args) {
   if (!save.empty()) check_state_output("generate", "--save", save, {file}, model);
   const LoadedModel loaded = load_model(model);
   const Tokenizer& tokenizer = tokenizer_of(loaded, "generate");
+  if (find<ObjectiveSpec>(loaded.model->config().objective, "generate").masks) {
+    fail("generate: ", model, " was trained with ", loaded.model->config().objective,
+         ", which finds masked tokens; expected a model that predicts the next (causal_lm)");
+  }
   Session session = state.empty() ? Session(loaded.model) : Session::load(state, loaded.model);
   const int64_t restored = session.tokens();
   if (!file.empty()) read_text(session, tokenizer, file, "generate");
-  session.read(tokenizer.encode(prompt));
+  std::vector<int64_t> ids = tokenizer.encode(prompt);
+  if (session.tokens() == 0 && tokenizer.special().begin) ids.insert(ids.begin(), *tokenizer.special().begin);
+  session.read(ids);
 
   if (!json) options.on_text = print;
   if (!save.empty()) {

@@ -8,7 +8,7 @@
 namespace lineal {
 
 void read_text(Session& session, const Tokenizer& tokenizer, const std::string& path, const std::string& who) {
-  const auto sources = find_sources({path});
+  const auto sources = find_sources({path}, tokenizer.format());
   TextReader reader(sources);
   ReadingBar bar(sources);
   TextPiece piece;
@@ -17,7 +17,8 @@ void read_text(Session& session, const Tokenizer& tokenizer, const std::string& 
     if (pieces > 0 && piece.starts_document) {
       fail(who, ": ", path, " holds several documents, expected one; a state is that of one text");
     }
-    const auto tokens = tokenizer.encode(piece.bytes);
+    std::vector<int64_t> tokens = tokenizer.encode(piece.bytes);
+    if (session.tokens() == 0 && tokenizer.special().begin) tokens.insert(tokens.begin(), *tokenizer.special().begin);
     const auto count = static_cast<int64_t>(tokens.size());
     for (int64_t from = 0; from < count; from += Session::kChunk) {
       const int64_t to = std::min(from + Session::kChunk, count);

@@ -9,9 +9,11 @@
 #include "commands/command.h"
 #include "commands/interrupt.h"
 #include "commands/progress.h"
+#include "commands/run_text.h"
 #include "core/registry.h"
 #include "core/run_mark.h"
 #include "data/batches.h"
+#include "data/document_batches.h"
 #include "interop/load.h"
 #include "train/run.h"
 
@@ -66,15 +68,18 @@ struct Plan {
   std::vector<std::string> data;  // absolute
   std::string text_field = "text";
   int64_t threads = 0;           // sums depend on how they are divided among threads
+  std::string tokenizer_file;    // absolute, what the tokenizer is made from; empty: nothing
   std::string init;              // absolute, a model directory to start from; empty: from random parameters
   std::string init_fingerprint;  // of that model
   Json model;                    // LanguageModelConfig::to_json()
   Json corpus;                   // what the data held, so that resuming on other data is refused
 
   Json to_json() const {
-    return {{"train", train.write()}, {"data", data},    {"text_field", text_field},
-            {"threads", threads},     {"init", init},    {"init_fingerprint", init_fingerprint},
-            {"model", model},         {"corpus", corpus}};
+    Json json = {{"train", train.write()}, {"data", data},    {"text_field", text_field},
+                 {"threads", threads},     {"init", init},    {"init_fingerprint", init_fingerprint},
+                 {"model", model},         {"corpus", corpus}};
+    if (!tokenizer_file.empty()) json["tokenizer_file"] = tokenizer_file;
+    return json;
   }
 
   static Plan from_json(const Json& json, const std::string& who) {
@@ -84,6 +89,7 @@ struct Plan {
       plan.data = json.at("data").get<std::vector<std::string>>();
       plan.text_field = json.at("text_field").get<std::string>();
       plan.threads = json.at("threads").get<int64_t>();
+      plan.tokenizer_file = json.value("tokenizer_file", "");
       plan.init = json.at("init").get<std::string>();
       plan.init_fingerprint = json.at("init_fingerprint").get<std::string>();
       plan.model = json.at("model");
@@ -105,18 +111,20 @@ std::string kept_path(const std::string& path) {
   return path == "-" ? path : fs::absolute(path).string();
 }
 
-LoadedModel make_model(const Json& json, Parameters parameters, const std::string& who) {
+/// `tokenizer_file`: what the tokenizer is made from, if it is made from a file.
+LoadedModel make_model(const Json& json, Parameters parameters, const fs::path& tokenizer_file,
+                       const std::string& who) {
   const auto config = LanguageModelConfig::from_json(json, who);
   std::shared_ptr<Tokenizer> tokenizer;
-  if (!config.tokenizer.empty()) tokenizer = find<TokenizerSpec>(config.tokenizer, who).make();
+  if (!config.tokenizer.empty()) tokenizer = find<TokenizerSpec>(config.tokenizer, who).make(tokenizer_file);
   return {std::make_shared<LanguageModel>(config, parameters), tokenizer};
 }
 
 /// The model of a run's first step; fills in what the plan does not say of it yet.
 LoadedModel first_model(Plan& plan, const std::string& who) {
   at::manual_seed(static_cast<uint64_t>(plan.train.seed));
-  if (plan.init.empty()) return make_model(plan.model, Parameters::random, who);
-  const LoadedModel loaded = load_model(plan.init);
+  if (plan.init.empty()) return make_model(plan.model, Parameters::random, plan.tokenizer_file, who);
+  const LoadedModel loaded = load_model(plan.init, plan.train.objective);
   const std::string found = fingerprint(*loaded.model);
   if (!plan.init_fingerprint.empty() && found != plan.init_fingerprint) {
     fail("train: the model ", plan.init,
@@ -131,50 +139,92 @@ LoadedModel first_model(Plan& plan, const std::string& who) {
 LoadedModel resumed_model(Plan& plan, const RunFolder& folder) {
   const auto checkpoint = folder.newest();
   if (!checkpoint) return first_model(plan, (folder.path() / "config.json").string());
-  return make_model(read_model_config(checkpoint->path), Parameters::empty,
-                    (checkpoint->path / "config.json").string());
+  const fs::path& dir = checkpoint->path;
+  const std::string who = (dir / "config.json").string();
+  const Json config = read_model_config(dir);
+  const std::string tokenizer = config.value("tokenizer", LanguageModelConfig().tokenizer);
+  const std::string file = tokenizer.empty() ? "" : find<TokenizerSpec>(tokenizer, who).file;
+  return make_model(config, Parameters::empty, file.empty() ? fs::path() : dir / file, who);
 }
 
 /// Training and validation batches, and what they were cut from.
 struct Text {
   TrainData batches;
   Json corpus;
+  int64_t test_tokens = 0;
   std::string uncached;  // why its tokens are in memory, see TokenStore
+  std::string cut;       // which documents are not read to their ends
 };
 
-Text open_text(const Plan& plan, const LoadedModel& loaded, bool show_progress) {
-  const std::string& tokenizer = loaded.model->config().tokenizer;
-  TokenStoreOptions options;
-  options.text.text_field = plan.text_field;
-  ProgressBar bar(show_progress);
-  options.progress = [&bar](int64_t read, int64_t total) {
-    bar.draw(static_cast<double>(read), static_cast<double>(total),
-             text("reading text: ", short_number(static_cast<double>(read)), " bytes"));
-  };
-  const auto store = TokenStore::open(plan.data, tokenizer_of(loaded, "train"), tokenizer, options);
-  bar.clear();
-  const TrainConfig& config = plan.train;
+/// Rows of documents, or documents one after another; what masked_lm then hides of them depends on (seed, row) alone.
+TrainData make_batches(const TrainConfig& config, const Split& parts, const SpecialTokens& special,
+                       const std::shared_ptr<const Masking>& masking, std::string* cut) {
   const auto seed = static_cast<uint64_t>(config.seed);
-  const Split parts = split(store, config.validation, seed);
   TrainData data;
-  data.batch = [batches = std::make_shared<Batches>(parts.train, config.batch_size, config.context, seed)](
-                   int64_t number) { return batches->at(number); };
-  if (config.validation > 0) {
-    constexpr int64_t kMostTokens = 2048;  // of a call; the state is carried from one to the next
-    const auto validation = std::make_shared<SequentialBatches>(parts.validation, config.batch_size,
-                                                                std::min(config.segment_length(), kMostTokens));
-    data.validation = [validation](int64_t number) { return validation->at(number); };
-    data.validation_batches = validation->steps();
+  if (config.pack == "none") {
+    const DocumentRows rows{config.batch_size, config.context, special.pad.value_or(special.mask.value_or(0)),
+                            !masking};
+    const auto train = std::make_shared<DocumentBatches>(parts.train, rows, seed);
+    data.batch = [train](int64_t number) { return train->at(number); };
+    int64_t shortened = train->cut(), documents = train->documents();
+    if (config.validation > 0) {
+      const auto validation = std::make_shared<DocumentBatches>(parts.validation, rows, seed);
+      data.validation = [validation](int64_t number) { return validation->in_order(number); };
+      data.validation_batches = validation->steps_in_order();
+      shortened += validation->cut(), documents += validation->documents();
+    }
+    if (shortened > 0) {
+      *cut = text(shortened, " of ", documents, " documents are cut to their first ", config.context,
+                  " tokens (--context)");
+    }
+  } else {
+    const auto joined = [join = config.pack == "join"](Batch batch) {
+      if (join) batch.segments = {};
+      return batch;
+    };
+    const auto train = std::make_shared<Batches>(parts.train, config.batch_size, config.context, seed);
+    data.batch = [train, joined](int64_t number) { return joined(train->at(number)); };
+    if (config.validation > 0) {
+      constexpr int64_t kMostTokens = 2048;  // of a call; the state is carried from one to the next
+      const auto validation = std::make_shared<SequentialBatches>(parts.validation, config.batch_size,
+                                                                  std::min(config.segment_length(), kMostTokens));
+      data.validation = [validation, joined](int64_t number) { return joined(validation->at(number)); };
+      data.validation_batches = validation->steps();
+    }
   }
-  const Json corpus = {{"tokens", store->size()},
-                       {"documents", store->documents()},
-                       {"fingerprint", store->fingerprint()},
-                       {"train_tokens", parts.train.tokens()}};
-  return {data, corpus, store->uncached()};
+  if (!masking) return data;
+  const auto hidden = [masking, B = config.batch_size](const auto& batches, uint64_t of) {
+    return [=](int64_t number) { return masking->hide(batches(number), of, number * B); };
+  };
+  data.batch = hidden(data.batch, seed);
+  if (data.validation) data.validation = hidden(data.validation, ~seed);
+  return data;
+}
+
+Text open_text(const Plan& plan, const LoadedModel& loaded, bool show_progress) {
+  const TrainConfig& config = plan.train;
+  std::shared_ptr<const Masking> masking;
+  if (find<ObjectiveSpec>(config.objective, "train").masks) {
+    masking = std::make_shared<Masking>(masking_of(config, loaded, "train"));
+  }
+  const auto store = open_tokens(plan.data, plan.text_field, loaded, "train", show_progress);
+  const Split parts = divide(store, config);
+  Text result;
+  result.batches = make_batches(config, parts, tokenizer_of(loaded, "train").special(), masking, &result.cut);
+  result.batches.save = [tokenizer = loaded.tokenizer](const fs::path& dir) { tokenizer->save(dir); };
+  result.corpus = {{"tokens", store->size()},
+                   {"documents", store->documents()},
+                   {"fingerprint", store->fingerprint()},
+                   {"train_tokens", parts.train.tokens()}};
+  result.test_tokens = parts.test.tokens();
+  result.uncached = store->uncached();
+  return result;
 }
 
 void print_start(const LoadedModel& loaded, const Text& text) {
-  const auto tokens = text.corpus["tokens"].get<double>(), train_tokens = text.corpus["train_tokens"].get<double>();
+  const double tokens = text.corpus["tokens"].get<double>() - static_cast<double>(text.test_tokens),
+               train_tokens = text.corpus["train_tokens"].get<double>();
+  if (!text.cut.empty()) std::cerr << text.cut << "\n";
   if (!text.uncached.empty()) std::cerr << "tokens are kept in memory: " << text.uncached << "\n";
   std::cerr << "model: " << short_number(static_cast<double>(loaded.model->parameter_count()))
             << " parameters; text: " << short_number(train_tokens) << " tokens to learn from, "
@@ -193,6 +243,8 @@ int run(const std::vector<std::string>& args) {
   app.add_option("--resume", resume,
                  "folder of a run to go on with; takes no other flags but --steps, -t, --kernels and --json");
   app.add_option("--init", plan.init, "model directory or run to start from");
+  app.add_option("--tokenizer-file", plan.tokenizer_file,
+                 "what the tokenizer is made from (sentencepiece: FILE.model)");
   app.add_option("--text-field", plan.text_field, "field of a JSON line that holds its text");
   app.add_flag("--json", json, "a line of JSON per log step");
   add_compute(app);
@@ -200,7 +252,7 @@ int run(const std::vector<std::string>& args) {
   app.add_option("--layers", layers, "mixers, such as 'ttt_linear(mini_batch_size=32)*3, identity' (lineal list)")
       ->capture_default_str();
   app.add_option("--num-attention-heads", heads, "heads of every mixer that has them")->check(CLI::Range(1, 1 << 20));
-  add_fields(app, model, "train", {"vocab_size"});
+  add_fields(app, model, "train", {"vocab_size", "objective"});
   const size_t after_model = app.get_options().size();
   add_fields(app, plan.train, "train", {"seed", "context"});
   for (Field& field : plan.train.fields()) {
@@ -235,6 +287,7 @@ int run(const std::vector<std::string>& args) {
     if (!is_utf8(plan.text_field)) fail("train: --text-field is ", line_of(plan.text_field), ", expected UTF-8");
     for (std::string& path : plan.data) path = kept_path(path);
     if (!plan.init.empty()) {
+      if (!plan.tokenizer_file.empty()) fail("train: --tokenizer-file does not go with --init, whose model has it");
       plan.init = kept_path(plan.init);
       for (size_t i = before_model; i < after_model; ++i) {
         if (options[i]->count() > 0)
@@ -244,7 +297,13 @@ int run(const std::vector<std::string>& args) {
       Json defaults = Json::object();
       if (heads > 0) defaults["num_attention_heads"] = heads;
       model.layers = parse_plan(layers, defaults);
-      model.vocab_size = find<TokenizerSpec>(model.tokenizer, "train").make()->vocab_size();
+      model.objective = find<ObjectiveSpec>(plan.train.objective, "train").name;
+      const auto& tokenizer = find<TokenizerSpec>(model.tokenizer, "train");
+      if (!plan.tokenizer_file.empty()) {
+        if (tokenizer.file.empty()) fail("train: tokenizer ", model.tokenizer, " needs no --tokenizer-file");
+        plan.tokenizer_file = kept_path(plan.tokenizer_file);
+      }
+      model.vocab_size = tokenizer.make(plan.tokenizer_file)->vocab_size();
       model.validate("train");
       plan.model = model.to_json();
     }

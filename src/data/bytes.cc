@@ -33,7 +33,7 @@ extern const TokenizerSpec bytes_spec;
 const TokenizerSpec bytes_spec = {
     .name = "bytes",
     .help = "every byte is a token",
-    .make = []() -> std::shared_ptr<Tokenizer> { return std::make_shared<Bytes>(); },
+    .from_file = [](const std::filesystem::path&) -> std::shared_ptr<Tokenizer> { return std::make_shared<Bytes>(); },
 };
 
 }  // namespace lineal

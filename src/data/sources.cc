@@ -23,11 +23,14 @@ bool ends_with(const std::string& name, std::string_view end) {
   return name.size() > end.size() && std::string_view(name).substr(name.size() - end.size()) == end;
 }
 
-Source describe(const std::string& path, const struct stat& status) {
+Source describe(const std::string& path, const struct stat& status, Format format) {
   Source source;
   source.path = path;
   source.gzip = ends_with(path, ".gz");
-  source.json_lines = ends_with(path, ".jsonl") || ends_with(path, ".jsonl.gz");
+  const std::string name = source.gzip ? path.substr(0, path.size() - 3) : path;
+  source.json_lines = ends_with(name, ".jsonl");
+  const bool fasta = ends_with(name, ".fasta") || ends_with(name, ".fa") || ends_with(name, ".faa");
+  source.format = fasta ? Format::fasta : format;
   source.regular = S_ISREG(status.st_mode);
   source.size = source.regular ? status.st_size : 0;
   source.modified_ns = int64_t{status.st_mtim.tv_sec} * 1'000'000'000 + status.st_mtim.tv_nsec;
@@ -44,6 +47,8 @@ bool is_binary(const Source& source) {
 
 class Walk {
  public:
+  explicit Walk(Format format) : format_(format) {}
+
   std::vector<Source> sources;
 
   void folder(const fs::path& path, const struct stat& status) {
@@ -62,24 +67,25 @@ class Walk {
       if (S_ISDIR(found.st_mode)) {
         if (!is_run(entry)) folder(entry, found);
       } else if (S_ISREG(found.st_mode) && found.st_size > 0 && visited_.emplace(found.st_dev, found.st_ino).second) {
-        const Source source = describe(entry.string(), found);
-        if (!is_binary(source)) sources.push_back(source);
+        const Source source = describe(entry.string(), found, format_);
+        if (format_ == Format::images || !is_binary(source)) sources.push_back(source);
       }
     }
   }
 
  private:
+  Format format_;
   std::set<std::pair<dev_t, ino_t>> visited_;
 };
 
 }  // namespace
 
-std::vector<Source> find_sources(const std::vector<std::string>& paths) {
+std::vector<Source> find_sources(const std::vector<std::string>& paths, Format format) {
   if (paths.empty()) fail("no text given; name files, folders, or - for standard input");
   std::vector<Source> sources;
   for (const auto& path : paths) {
     if (path == "-") {
-      sources.push_back({.path = "-", .regular = false});
+      sources.push_back({.path = "-", .format = format, .regular = false});
       continue;
     }
     struct stat status;
@@ -87,7 +93,7 @@ std::vector<Source> find_sources(const std::vector<std::string>& paths) {
       fail("cannot read ", path, ": ", reason(errno), "; expected a file, a folder, or - for standard input");
     }
     if (S_ISDIR(status.st_mode)) {
-      Walk walk;
+      Walk walk(format);
       walk.folder(path, status);
       if (walk.sources.empty()) {
         fail(path,
@@ -95,7 +101,7 @@ std::vector<Source> find_sources(const std::vector<std::string>& paths) {
       }
       sources.insert(sources.end(), walk.sources.begin(), walk.sources.end());
     } else {
-      sources.push_back(describe(path, status));
+      sources.push_back(describe(path, status, format));
       if (sources.back().regular && status.st_size == 0) fail(path, ": the file is empty, expected text");
     }
   }

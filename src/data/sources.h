@@ -9,23 +9,28 @@
 
 namespace lineal {
 
-/// One file of text. Its name tells what it holds: x.jsonl has one document per line, x.gz is compressed (x.jsonl.gz is
-/// both), anything else is one document.
+/// How bytes hold documents: text is one, FASTA has one per record; an idx file of images one per image, other bytes
+/// are one.
+enum class Format { text, fasta, images };
+
+/// One file of text. Its name tells what it holds: x.jsonl has one document per line, x.fasta, x.fa and x.faa one per
+/// record, x.gz is compressed (x.jsonl.gz is both); anything else has the format that the tokenizer reads.
 struct Source {
   std::string path;  // "-" is standard input
   bool gzip = false;
   bool json_lines = false;
+  Format format = Format::text;
   bool regular = true;      // a file whose size and time tell whether it changed; false for pipes and standard input
   int64_t size = 0;         // bytes in the file
   int64_t modified_ns = 0;  // since some fixed time
 };
 
 /// The files that `paths` name, in a fixed order: files as given; folders recursively, sorted by the bytes of their
-/// names, without hidden names, training runs below them, binary files (a NUL in the first 8 KiB of text), empty files
-/// and whatever is neither file nor folder; a file or folder that links reach twice is taken once. "-" is standard
-/// input. Throws Error for a missing path, a path that is an empty file, a folder without text, and when nothing is
-/// given.
-std::vector<Source> find_sources(const std::vector<std::string>& paths);
+/// names, without hidden names, training runs below them, binary files (a NUL in the first 8 KiB; not of images), empty
+/// files and whatever is neither file nor folder; a file or folder that links reach twice is taken once. "-" is
+/// standard input. `format` is that of files whose names do not tell. Throws Error for a missing path, a path that is
+/// an empty file, a folder without text, and when nothing is given.
+std::vector<Source> find_sources(const std::vector<std::string>& paths, Format format = Format::text);
 
 struct TextOptions {
   /// The field of a JSON line that holds its text.
@@ -39,7 +44,8 @@ struct TextPiece {
   bool starts_document = false;
 };
 
-/// Reads the sources one after another in memory that does not grow with them (JSON lines: with the longest line).
+/// Reads the sources one after another in memory that does not grow with them (JSON lines, FASTA: with the longest line
+/// or record).
 /// Documents without text are passed over.
 class TextReader {
  public:
@@ -49,7 +55,8 @@ class TextReader {
   TextReader& operator=(const TextReader&) = delete;
 
   /// The next piece, or false after the last. Throws Error naming the file (and the line) for what cannot be read:
-  /// truncated or corrupt gzip, a line that is not a JSON object with that field, no text at all.
+  /// truncated or corrupt gzip, a line that is not a JSON object with that field, what FastaReader or ImageReader
+  /// refuses, no text at all.
   bool next(TextPiece& piece);
   /// Bytes read from the files so far, compressed ones as they are: progress towards the sum of the sources' sizes.
   int64_t bytes_read() const;

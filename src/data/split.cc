@@ -38,30 +38,38 @@ int64_t Part::tokens() const {
   return total;
 }
 
-Split split(std::shared_ptr<const TokenStore> store, double fraction, uint64_t seed) {
+Split split(std::shared_ptr<const TokenStore> store, double fraction, uint64_t seed, double test) {
   if (!(fraction >= 0 && fraction < 1)) {
     fail("split: the validation fraction is ", fraction, ", expected at least 0 and less than 1");
+  }
+  if (!(test >= 0 && test < 1 - fraction)) {
+    fail("split: the test fraction is ", test, ", expected at least 0 and less than ", 1 - fraction, " beside ",
+         fraction, " for validation");
   }
   // Per part: how many usable documents, and which of them is nearest to the threshold.
   struct Side {
     int64_t count = 0;
     int64_t nearest = -1;
     double distance = 2;
-  } train_side, validation_side;
+  } train_side, validation_side, test_side;
   for (int64_t i = 0; i < store->documents(); ++i) {
     if (!usable(store->document(i))) continue;
     const double distance = draw(*store, i, seed) - fraction;
-    Side& side = distance < 0 ? validation_side : train_side;
+    Side& side = distance < 0 ? validation_side : distance < test ? test_side : train_side;
     ++side.count;
     if (std::abs(distance) < side.distance) side.nearest = i, side.distance = std::abs(distance);
   }
-  const int64_t count = train_side.count + validation_side.count;
+  const int64_t count = train_side.count + validation_side.count + test_side.count;
   if (count == 0) fail("split: no document has two tokens, of ", store->documents(), "; give more text");
+  if (test > 0 && (test_side.count == 0 || test_side.count == count)) {
+    fail("split: of ", count, " documents of two tokens ", test_side.count == 0 ? "none" : "all",
+         " fell into the test part of ", test, "; give more documents, another seed or another fraction");
+  }
 
   int64_t changed = -1;
   if (fraction > 0 && validation_side.count == 0) changed = train_side.nearest;
   if (train_side.count == 0) changed = validation_side.nearest;
-  Split result{{store, {}}, {store, {}}};
+  Split result{{store, {}}, {store, {}}, {store, {}}};
   for (int64_t i = 0; i < store->documents(); ++i) {
     const TokenSpan document = store->document(i);
     if (document.size() == 0) continue;
@@ -69,8 +77,10 @@ Split split(std::shared_ptr<const TokenStore> store, double fraction, uint64_t s
       cut_document(result, document, fraction);
       continue;
     }
-    const bool validation = (draw(*store, i, seed) < fraction) != (i == changed);
-    (validation ? result.validation : result.train).documents.push_back(document);
+    const double drawn = draw(*store, i, seed);
+    const bool validation = (drawn < fraction) != (i == changed);
+    const bool tested = i != changed && drawn >= fraction && drawn - fraction < test;
+    (validation ? result.validation : tested ? result.test : result.train).documents.push_back(document);
   }
   return result;
 }

@@ -141,5 +141,22 @@ TEST(Split, TheDocumentNearestToTheThresholdChangesSides) {
   }
 }
 
+TEST(Split, TestPart) {
+  const auto store = counting_store(std::vector<int64_t>(1009, 5));
+  const Split plain = split(store, 0.2, 3), parts = split(store, 0.2, 3, 0.1);
+  EXPECT_EQ(spans(parts.validation), spans(plain.validation)) << "the other parts give nothing up for it";
+  EXPECT_TRUE(plain.test.documents.empty());
+  EXPECT_NEAR(static_cast<double>(parts.test.documents.size()), 0.1 * 1009, 4 * 9.6);
+  std::set<int64_t> all = begins(parts.train);
+  for (const Part* part : {&parts.validation, &parts.test}) {
+    for (const int64_t begin : begins(*part)) EXPECT_TRUE(all.insert(begin).second);
+  }
+  EXPECT_EQ(all.size(), 1009u);
+  EXPECT_EQ(begins(split(store, 0.2, 3, 0.1).test), begins(parts.test));
+  EXPECT_NE(begins(split(store, 0.2, 4, 0.1).test), begins(parts.test));
+  EXPECT_ERROR(split(store, 0.5, 3, 0.5), "test fraction is 0.5");
+  EXPECT_ERROR(split(counting_store({5, 5, 5}), 0, 3, 1e-6), "none fell into the test part");
+}
+
 }  // namespace
 }  // namespace lineal

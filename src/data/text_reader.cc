@@ -1,8 +1,11 @@
 #include <algorithm>
+#include <functional>
 #include <nlohmann/json.hpp>
 
 #include "core/error.h"
 #include "data/byte_stream.h"
+#include "data/fasta.h"
+#include "data/images.h"
 #include "data/sources.h"
 
 namespace lineal {
@@ -66,12 +69,20 @@ class TextReader::Stream {
   /// Makes text_ the start of another document, perhaps an empty one; false when there is none.
   bool begin_document() {
     starts_ = true;
-    if (bytes_ && source().json_lines) return next_line() || open_next();
-    return open_next();
+    return (bytes_ && next_record()) || open_next();
+  }
+
+  /// text_ from the next record of a source that has records; false after the last.
+  bool next_record() {
+    if (source().json_lines) return next_line();
+    if (!record_ || !record_(text_)) return false;
+    used_ = 0;
+    return true;
   }
 
   bool open_next() {
     if (bytes_) finished_ += bytes_->bytes_read();
+    record_ = nullptr;
     bytes_.reset();
     if (next_ == sources_.size()) {
       if (!found_)
@@ -87,8 +98,17 @@ class TextReader::Stream {
     raw_used_ = 0;
     text_.clear();
     used_ = 0;
-    complete_ = source().json_lines;  // of JSON lines, begin_document reads the first
+    if (!source().json_lines) record_ = reader_of_records();
+    complete_ = source().json_lines || record_;  // of records, begin_document reads the first
     return true;
+  }
+
+  /// Reads the next record of a source that has them, false after the last; null for plain text.
+  std::function<bool(std::string&)> reader_of_records() {
+    const auto reading = [](auto reader) { return [reader](std::string& record) { return reader->next(record); }; };
+    if (source().format == Format::fasta) return reading(std::make_shared<FastaReader>(*bytes_, name(source())));
+    if (source().format == Format::images) return reading(std::make_shared<ImageReader>(*bytes_, name(source())));
+    return nullptr;
   }
 
   /// More of a plain document: up to one byte past a whole piece, to know whether it is the last.
@@ -154,7 +174,8 @@ class TextReader::Stream {
   TextOptions options_;
   size_t next_ = 0;                    // sources_ before this one are open or done
   std::unique_ptr<ByteStream> bytes_;  // of source()
-  std::string raw_;                    // of JSON lines: bytes not yet in a line from raw_used_ on
+  std::function<bool(std::string&)> record_;
+  std::string raw_;  // of JSON lines: bytes not yet in a line from raw_used_ on
   size_t raw_used_ = 0;
   int64_t line_ = 0;
   std::string text_;  // of the document, not yet given from used_ on

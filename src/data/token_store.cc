@@ -18,7 +18,7 @@ namespace fs = std::filesystem;
 
 // The cache file: tokens [N], padding [0 to 7], ends [documents], hashes [documents]. Padding keeps the last two
 // aligned, or loading would copy them.
-constexpr const char* kVersion = "lineal tokens 1";
+constexpr const char* kVersion = "lineal tokens 2";
 constexpr int64_t kBlock = 1 << 20;
 
 std::string hex(uint64_t value) {
@@ -68,23 +68,29 @@ Documents tokenize(const std::vector<Source>& sources, const Tokenizer& tokenize
   Documents documents;
   std::string block;  // tokens not yet given to the sink
   int64_t reported = 0;
+  const SpecialTokens special = tokenizer.special();
+  const auto add = [&](int64_t id) {
+    if (id < 0 || id >= vocabulary) fail("tokenizer: token id ", id, ", expected 0 to ", vocabulary - 1);
+    ++documents.ends.back();
+    if (narrow) {
+      block.push_back(static_cast<char>(id));
+    } else {
+      const auto value = static_cast<int32_t>(id);
+      block.append(reinterpret_cast<const char*>(&value), sizeof value);
+    }
+  };
+  const auto end_document = [&] {
+    if (special.end && !documents.ends.empty()) add(*special.end);
+  };
   TextReader reader(sources, options.text);
   for (TextPiece piece; reader.next(piece);) {
     if (piece.starts_document) {
+      end_document();
       documents.ends.push_back(documents.tokens());
       documents.hashes.push_back(static_cast<int64_t>(hash_bytes("")));
+      if (special.begin) add(*special.begin);
     }
-    const std::vector<int64_t> ids = tokenizer.encode(piece.bytes);
-    for (const int64_t id : ids) {
-      if (id < 0 || id >= vocabulary) fail("tokenizer: token id ", id, ", expected 0 to ", vocabulary - 1);
-      if (narrow) {
-        block.push_back(static_cast<char>(id));
-      } else {
-        const auto value = static_cast<int32_t>(id);
-        block.append(reinterpret_cast<const char*>(&value), sizeof value);
-      }
-    }
-    documents.ends.back() += static_cast<int64_t>(ids.size());
+    for (const int64_t id : tokenizer.encode(piece.bytes)) add(id);
     int64_t& hash = documents.hashes.back();
     hash = static_cast<int64_t>(hash_bytes(piece.bytes, static_cast<uint64_t>(hash)));
     if (static_cast<int64_t>(block.size()) >= kBlock) {
@@ -96,6 +102,7 @@ Documents tokenize(const std::vector<Source>& sources, const Tokenizer& tokenize
       options.progress(reported, total);
     }
   }
+  end_document();
   sink(block);
   return documents;
 }
@@ -198,7 +205,7 @@ TokenStore::TokenStore(Tensor tokens, Tensor ends, Tensor hashes)
 
 std::shared_ptr<const TokenStore> TokenStore::open(const std::vector<std::string>& paths, const Tokenizer& tokenizer,
                                                    const std::string& tokenizer_id, const TokenStoreOptions& options) {
-  const std::vector<Source> sources = find_sources(paths);
+  const std::vector<Source> sources = find_sources(paths, tokenizer.format());
   const auto stream = std::find_if(sources.begin(), sources.end(), [](const Source& s) { return !s.regular; });
   std::string uncached;
   if (stream != sources.end()) {

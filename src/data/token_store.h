@@ -34,7 +34,7 @@ struct TokenStoreOptions {
   std::function<void(int64_t read, int64_t total)> progress;
 };
 
-/// The tokens of every document, one document after another.
+/// The tokens of every document, one document after another, each with the tokenizer's tokens of its begin and end.
 class TokenStore {
  public:
   /// The store of these paths, from the cache when it has them unchanged, else built: in memory that does not grow with

@@ -17,6 +17,18 @@ double Evaluation::bits_per_byte() const {
   return loss.nats / std::numbers::ln2 / static_cast<double>(std::max<int64_t>(predicted_bytes, 1));
 }
 
+double Evaluation::accuracy() const {
+  return static_cast<double>(correct) / static_cast<double>(std::max<int64_t>(loss.tokens, 1));
+}
+
+double Evaluation::bits_per_dimension() const { return loss.mean() / std::numbers::ln2; }
+
+double Evaluation::pieces_per_word() const {
+  return static_cast<double>(pieces) / static_cast<double>(std::max<int64_t>(words, 1));
+}
+
+double Evaluation::word_perplexity() const { return std::exp(pieces_per_word() * loss.mean()); }
+
 std::optional<double> Evaluation::perplexity_error() const {
   if (!standard_error) return {};
   return *standard_error * perplexity();
@@ -36,11 +48,13 @@ Evaluator::Evaluator(std::shared_ptr<LanguageModel> model, const EvalOptions& op
   if (options.max_context < 0) fail("eval: max context is ", options.max_context, ", expected at least 0");
   at::NoGradGuard no_grad;
   state_ = model_->initial_state(1);
+  result_.targets.resize(static_cast<size_t>(model_->config().vocab_size));
 }
 
 void Evaluator::read(const std::vector<int64_t>& tokens, bool starts_document, int64_t bytes) {
   if (tokens.empty()) return;
   if (starts_document) {
+    if (options_.masking && !tokens_.empty()) predict(static_cast<int64_t>(tokens_.size()));
     position_ = 0;
     ++result_.documents;
   }
@@ -49,14 +63,18 @@ void Evaluator::read(const std::vector<int64_t>& tokens, bool starts_document, i
   for (const int64_t token : tokens) {
     tokens_.push_back(token);
     positions_.push_back(position_++);
-    if (static_cast<int64_t>(tokens_.size()) > options_.chunk) predict(options_.chunk);
+    if (static_cast<int64_t>(tokens_.size()) == options_.chunk + ahead()) predict(options_.chunk);
   }
 }
 
-/// Reads the first T of the waiting tokens; each predicts the one after it.
+/// Reads the first T of the waiting tokens; each predicts the one after it, or with masking the hidden predict
+/// themselves.
 void Evaluator::predict(int64_t T) {
   at::NoGradGuard no_grad;
-  const Tensor tokens = at::tensor(at::ArrayRef<int64_t>(tokens_).slice(0, static_cast<size_t>(T) + 1), at::kLong);
+  const auto size = static_cast<size_t>(T + ahead());
+  const Tensor tokens = at::tensor(at::ArrayRef<int64_t>(tokens_).slice(0, size), at::kLong).unsqueeze(0);
+  Batch batch{tokens.slice(1, 0, T), tokens.slice(1, ahead(), T + ahead()), at::ones({1, T}), {}};
+  if (options_.masking) batch = options_.masking->hide(batch, options_.seed, windows_++);
   Tensor starts = at::zeros({1, T}, at::kBool);
   bool any = false;
   for (int64_t t = 0; t < T; ++t) {
@@ -64,21 +82,26 @@ void Evaluator::predict(int64_t T) {
     const bool restarts = options_.max_context > 0 ? position % options_.max_context == 0 : position == 0;
     if (restarts) starts.data_ptr<bool>()[t] = any = true;
   }
-  const Tensor hidden = model_->hidden(tokens.slice(0, 0, T).unsqueeze(0), state_, any ? Segments{starts} : Segments{});
+  const Tensor hidden = model_->hidden(batch.inputs, state_, any ? Segments{starts} : Segments{});
+  const Tensor targets = batch.targets[0].contiguous(), counted = batch.mask[0].contiguous();
   const int64_t step = tokens_per_head(*model_, 1);
   for (int64_t from = 0; from < T; from += step) {
     const int64_t to = std::min(from + step, T);
     const Tensor logits = model_->head(hidden.slice(1, from, to)).squeeze(0).to(at::kFloat);  // [to - from, N]
     const Tensor nats =
-        at::cross_entropy_loss(logits, tokens.slice(0, from + 1, to + 1), {}, at::Reduction::None).contiguous();
+        at::cross_entropy_loss(logits, targets.slice(0, from, to), {}, at::Reduction::None).contiguous();
+    const Tensor likeliest = logits.argmax(1).contiguous();
     for (int64_t t = from; t < to; ++t) {
-      const int64_t target = positions_[static_cast<size_t>(t) + 1];
-      if (target == 0) continue;
+      const int64_t target = positions_[static_cast<size_t>(t + ahead())];
+      if (options_.masking ? counted.const_data_ptr<float>()[t] == 0 : target == 0) continue;
       const double loss = nats.const_data_ptr<float>()[t - from];
       if (!std::isfinite(loss)) {
         fail("eval: the loss of the token at position ", target, " of its document is not finite; is the model sound?");
       }
       count(loss, since_restart(target));
+      const int64_t token = targets.const_data_ptr<int64_t>()[t];
+      ++result_.targets[static_cast<size_t>(token)];
+      if (likeliest.const_data_ptr<int64_t>()[t - from] == token) ++result_.correct;
     }
   }
   tokens_.erase(tokens_.begin(), tokens_.begin() + T);
@@ -87,6 +110,7 @@ void Evaluator::predict(int64_t T) {
 
 /// How many tokens the one at this position of a document is predicted from.
 int64_t Evaluator::since_restart(int64_t position) const {
+  if (options_.masking) return position;
   return options_.max_context > 0 ? (position - 1) % options_.max_context + 1 : position;
 }
 
@@ -111,7 +135,8 @@ void Evaluator::count(double nats, int64_t position) {
 }
 
 Evaluation Evaluator::finish() {
-  if (tokens_.size() > 1) predict(static_cast<int64_t>(tokens_.size()) - 1);
+  const int64_t waiting = static_cast<int64_t>(tokens_.size()) - ahead();
+  if (waiting > 0) predict(waiting);
   if (result_.loss.tokens == 0) {
     fail("eval: nothing to predict in ", result_.documents, " documents of one token each; the first token of a ",
          "document is not predicted, expected two at least");
@@ -124,36 +149,118 @@ Evaluation Evaluator::finish() {
   return result_;
 }
 
-Evaluation evaluate(std::shared_ptr<LanguageModel> model, const Tokenizer& tokenizer, TextReader& reader,
-                    const EvalOptions& options) {
-  if (options.limit < 0) fail("eval: limit is ", options.limit, ", expected at least 0");
-  Evaluator evaluator(std::move(model), options);
-  TextPiece piece;
-  bool starts = false;
-  int64_t before = 0;  // of the files' bytes, those of earlier pieces
-  while ((options.limit == 0 || evaluator.tokens() < options.limit) && reader.next(piece)) {
-    starts = starts || piece.starts_document;
-    std::vector<int64_t> tokens = tokenizer.encode(piece.bytes);
-    if (tokens.empty()) continue;
-    auto bytes = static_cast<int64_t>(piece.bytes.size());
-    if (options.limit > 0 && static_cast<int64_t>(tokens.size()) > options.limit - evaluator.tokens()) {
-      tokens.resize(static_cast<size_t>(options.limit - evaluator.tokens()));
-      bytes = static_cast<int64_t>(tokenizer.decode(tokens).size());
+namespace {
+
+/// Gives an Evaluator whole documents, at most `limit` tokens of them, with the tokens of their begin and end.
+class Feed {
+ public:
+  Feed(std::shared_ptr<LanguageModel> model, const Tokenizer& tokenizer, const EvalOptions& options)
+      : evaluator_(std::move(model), options), tokenizer_(tokenizer), options_(options) {
+    if (options.limit < 0) fail("eval: limit is ", options.limit, ", expected at least 0");
+  }
+
+  bool full() const { return options_.limit > 0 && evaluator_.tokens() >= options_.limit; }
+  int64_t tokens() const { return evaluator_.tokens(); }
+
+  /// Tokens of a document, of this text. `progress` is given the share of them that has been read.
+  void read(std::vector<int64_t> tokens, bool starts, std::string_view text,
+            const std::function<void(double)>& progress) {
+    if (tokens.empty()) return;
+    std::string shorter;
+    if (options_.limit > 0 && static_cast<int64_t>(tokens.size()) > options_.limit - evaluator_.tokens()) {
+      tokens.resize(static_cast<size_t>(options_.limit - evaluator_.tokens()));
+      text = shorter = tokenizer_.decode(tokens);
     }
-    if (starts) bytes -= static_cast<int64_t>(tokenizer.decode({tokens.front()}).size());
-    const auto chunk = static_cast<size_t>(options.chunk);
+    count(tokens, starts, text);
+    auto bytes = static_cast<int64_t>(text.size());
+    if (starts && !options_.masking) {
+      const std::string first = tokenizer_.decode({tokens.front()});
+      const bool blank_added = first.starts_with(' ') && !text.starts_with(' ');  // by sentencepiece
+      bytes -= static_cast<int64_t>(first.size()) - (blank_added ? 1 : 0);
+    }
+    const auto chunk = static_cast<size_t>(options_.chunk);
     for (size_t from = 0; from < tokens.size(); from += chunk) {
       const size_t to = std::min(from + chunk, tokens.size());
       const auto at = [&](size_t i) { return tokens.begin() + static_cast<std::ptrdiff_t>(i); };
-      evaluator.read({at(from), at(to)}, starts && from == 0, from == 0 ? bytes : 0);
-      const double part = static_cast<double>(to) / static_cast<double>(tokens.size());
-      const auto piece_bytes = static_cast<double>(reader.bytes_read() - before);
-      if (options.progress) options.progress(evaluator.tokens(), before + std::lround(part * piece_bytes));
+      evaluator_.read({at(from), at(to)}, starts && from == 0, from == 0 ? bytes : 0);
+      progress(static_cast<double>(to) / static_cast<double>(tokens.size()));
     }
+  }
+
+  Evaluation finish() {
+    Evaluation result = evaluator_.finish();
+    result.words = words_;
+    result.pieces = pieces_;
+    return result;
+  }
+
+ private:
+  void count(const std::vector<int64_t>& tokens, bool starts, std::string_view text) {
+    for (const int64_t token : tokens) pieces_ += special_.has(token) ? 0 : 1;
+    bool inside = !starts && inside_word_;
+    for (const char c : text) {
+      const bool space = c == ' ' || (c >= '\t' && c <= '\r');
+      if (!space && !inside) ++words_;
+      inside = !space;
+    }
+    inside_word_ = inside;
+  }
+
+  Evaluator evaluator_;
+  const Tokenizer& tokenizer_;
+  const SpecialTokens special_ = tokenizer_.special();
+  const EvalOptions& options_;
+  int64_t words_ = 0, pieces_ = 0;
+  bool inside_word_ = false;
+};
+
+}  // namespace
+
+Evaluation evaluate(std::shared_ptr<LanguageModel> model, const Tokenizer& tokenizer, TextReader& reader,
+                    const EvalOptions& options) {
+  Feed feed(std::move(model), tokenizer, options);
+  const SpecialTokens special = tokenizer.special();
+  TextPiece piece;
+  bool starts = false, open = false;  // a document starts with the next token; one has begun and not ended
+  int64_t before = 0;                 // of the files' bytes, those of earlier pieces
+  const auto progress = [&](double share) {
+    const auto piece_bytes = static_cast<double>(reader.bytes_read() - before);
+    if (options.progress) options.progress(feed.tokens(), before + std::lround(share * piece_bytes));
+  };
+  const auto end_document = [&] {
+    if (open && special.end && !feed.full()) feed.read({*special.end}, false, "", [](double) {});
+    open = false;
+  };
+  while (!feed.full() && reader.next(piece)) {
+    if (piece.starts_document) end_document(), starts = true;
+    std::vector<int64_t> tokens = tokenizer.encode(piece.bytes);
+    if (tokens.empty()) continue;
+    if (starts && special.begin) tokens.insert(tokens.begin(), *special.begin);
+    feed.read(std::move(tokens), starts, piece.bytes, progress);
+    open = true;
     starts = false;
     before = reader.bytes_read();
   }
-  return evaluator.finish();
+  end_document();
+  return feed.finish();
+}
+
+Evaluation evaluate(std::shared_ptr<LanguageModel> model, const Tokenizer& tokenizer, const Part& part,
+                    const EvalOptions& options) {
+  constexpr int64_t kPiece = 1 << 16;  // tokens
+  Feed feed(std::move(model), tokenizer, options);
+  for (const TokenSpan& document : part.documents) {
+    for (int64_t from = document.begin; from < document.end && !feed.full(); from += kPiece) {
+      const TokenSpan span = {from, std::min(from + kPiece, document.end)};
+      std::vector<int64_t> tokens(static_cast<size_t>(span.size()));
+      part.store->copy(span, tokens.data());
+      const std::string text = tokenizer.decode(tokens);
+      feed.read(std::move(tokens), from == document.begin, text, [&](double) {
+        if (options.progress) options.progress(feed.tokens(), 0);
+      });
+    }
+  }
+  return feed.finish();
 }
 
 }  // namespace lineal

@@ -8,6 +8,8 @@
 
 #include "core/file.h"
 #include "core/registry.h"
+#include "eval/frequency.h"
+#include "testing/counting_store.h"
 #include "testing/temporary_folder.h"
 #include "testing/testing.h"
 #include "testing/throws_error.h"
@@ -228,6 +230,64 @@ TEST(Perplexity, Refuses) {
   EXPECT_TRUE(throws_error([&] { Evaluator(model, {.first_bucket = 0}); }, {"bucket is 0"}));
   EXPECT_TRUE(throws_error([&] { Evaluator(model, {.max_context = -1}); }, {"max context is -1"}));
   EXPECT_TRUE(throws_error([&] { Evaluator(model, {}).finish(); }, {"nothing to predict"}));
+}
+
+TEST(Evaluator, MaskedTokensAlone) {
+  LanguageModelConfig config;
+  config.vocab_size = 29;
+  config.hidden_size = 12;
+  config.initializer_range = 0.4;
+  config.layers = parse_plan("performer_bidirectional(num_attention_heads=3,num_features=16)");
+  at::manual_seed(3);
+  const auto model = std::make_shared<LanguageModel>(config);
+  const Masking masking("test", "amino_acids", *find<TokenizerSpec>("amino_acids").make(), {});
+  EvalOptions options;
+  options.chunk = 40;
+  options.masking = &masking;
+  options.seed = 5;
+  Evaluator evaluator(model, options);
+  double nats = 0;
+  int64_t tokens = 0, correct = 0, window = 0;
+  std::vector<int64_t> targets(29);
+  const at::NoGradGuard no_grad;
+  for (const int64_t length : {31, 97, 2}) {  // of more than 40 tokens, windows of 40, 40 and 17
+    Ids document = ids(length, length);
+    for (int64_t& id : document) id %= 25;
+    evaluator.read(document, true, 0);
+    State state = model->initial_state(1);
+    for (int64_t from = 0; from < length; from += 40) {
+      const Tensor part = at::tensor(document, at::kLong).slice(0, from, std::min(from + 40, length)).unsqueeze(0);
+      const Batch batch = masking.hide({part, part, at::ones(part.sizes()), {}}, 5, window++);
+      const Tensor log_p = model->forward(batch.inputs, state)[0].to(at::kDouble).log_softmax(-1);
+      for (int64_t t = 0; t < part.size(1); ++t) {
+        if (batch.mask[0][t].item<float>() == 0) continue;
+        const auto target = part[0][t].item<int64_t>();
+        nats -= log_p[t][target].item<double>();
+        correct += log_p[t].argmax().item<int64_t>() == target;
+        ++tokens;
+        ++targets[static_cast<size_t>(target)];
+      }
+    }
+  }
+  const Evaluation result = evaluator.finish();
+  EXPECT_EQ(result.loss.tokens, tokens);
+  EXPECT_NEAR(result.loss.nats, nats, 1e-4 * nats);
+  EXPECT_EQ(result.correct, correct);
+  EXPECT_EQ(result.targets, targets);
+  EXPECT_EQ(result.tokens, 130);
+  EXPECT_EQ(result.documents, 3);
+  EXPECT_EQ(tokens, 5 + 6 + 6 + 3 + 1);
+}
+
+TEST(FrequencyBaseline, PredictsTheTrainingTextsFrequencies) {
+  // Of ids 0 to 3 the last is no target: (7 + 1) / 13, (3 + 1) / 13, 1 / 13.
+  const FrequencyBaseline found = frequency_baseline({7, 3, 0, 90}, {5, 2, 1, 0}, {3});
+  EXPECT_NEAR(found.nats, -(5 * std::log(8 / 13.) + 2 * std::log(4 / 13.) + std::log(1 / 13.)) / 8, 1e-12);
+  EXPECT_DOUBLE_EQ(found.accuracy, 5 / 8.);
+  EXPECT_ERROR(frequency_baseline({7, 3}, {0, 0}, {}), "no token");
+  const auto store = counting_store({3, 2, 2});
+  EXPECT_EQ(count_tokens({store, {store->document(0), store->document(2)}}, 8),
+            std::vector<int64_t>({1, 1, 1, 0, 0, 1, 1, 0}));
 }
 
 }  // namespace

@@ -24,6 +24,10 @@ Generation generate(Session& session, const Tokenizer& tokenizer, Sampler& sampl
     if (token >= tokenizer.vocab_size()) {
       fail("generate: the model chose token ", token, ", the tokenizer has ", tokenizer.vocab_size());
     }
+    if (token == tokenizer.special().end) {
+      result.finish = "end";
+      break;
+    }
     session.read(token);
     result.tokens.push_back(token);
     pass(stops.push(characters.push(tokenizer.decode({token}))));

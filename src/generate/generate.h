@@ -26,7 +26,7 @@ struct GenerateOptions {
 struct Generation {
   std::string text;
   std::vector<int64_t> tokens;  // those of the stop too
-  std::string finish;           // "length", "stop" or "cancelled"
+  std::string finish;           // "length", "stop", "cancelled" or "end": the tokenizer's end of a document
   std::string stop;             // the stop that was found
 };
 

@@ -37,7 +37,7 @@ fs::path model_directory(const fs::path& path) {
 
 }  // namespace
 
-LoadedModel load_model(const fs::path& path) {
+LoadedModel load_model(const fs::path& path, const std::string& objective) {
   const fs::path dir = model_directory(path);
   const std::string who = (dir / "config.json").string();
   const Json json = read_model_config(dir);
@@ -48,8 +48,9 @@ LoadedModel load_model(const fs::path& path) {
     known.push_back(family.model_type);
     if (type != family.model_type) continue;
     LoadedModel loaded;
-    const LanguageModelConfig config = family.read(json, who);
-    if (!config.tokenizer.empty()) loaded.tokenizer = find<TokenizerSpec>(config.tokenizer, who).make();
+    LanguageModelConfig config = family.read(json, who);
+    if (!objective.empty()) config.objective = objective;
+    if (!config.tokenizer.empty()) loaded.tokenizer = find<TokenizerSpec>(config.tokenizer, who).of_model(dir);
     if (loaded.tokenizer && loaded.tokenizer->vocab_size() > config.vocab_size) {
       fail(who, ": tokenizer ", config.tokenizer, " has ", loaded.tokenizer->vocab_size(), " tokens, vocab_size is ",
            config.vocab_size);

@@ -17,8 +17,9 @@ struct LoadedModel {
 };
 
 /// `path`: a model directory, or a run's folder (its newest checkpoint). The model_type in config.json decides the
-/// family; an unknown one is an Error that lists the known.
-LoadedModel load_model(const std::filesystem::path& path);
+/// family; an unknown one is an Error that lists the known. `objective` is what it is going to be trained for, if not
+/// what it was.
+LoadedModel load_model(const std::filesystem::path& path, const std::string& objective = "");
 
 /// The families that load_model knows, by their model_type.
 struct ModelFamily {

@@ -35,6 +35,8 @@ struct ObjectiveSpec {
   std::string help;
   /// Refuses mixers that look ahead.
   bool causal = true;
+  /// Batches come with hidden tokens (data/masking.h), which the tokenizer must have a mask for.
+  bool masks = false;
   std::vector<Player> (*players)(const std::shared_ptr<LanguageModel>& model);
 };
 

@@ -33,6 +33,12 @@ std::vector<Field> TrainConfig::fields() {
       {"recompute", &recompute, {}, "keep only each block's input, run blocks again in the backward pass"},
       {"seed", &seed, between(0, 1LL << 53), "of initial parameters and of the order of the data"},
       {"validation", &validation, between(0, 0.99), "fraction of the text kept for validation"},
+      {"test", &test, between(0, 0.99), "fraction of the documents kept for lineal eval --part test"},
+      {"pack", &pack, one_of({"restart", "join", "none"}),
+       "rows of documents one after another, the state restarting at each or running on; none: a document a row"},
+      {"mask_fraction", &mask_fraction, between(1e-6, 1), "masked_lm: of the tokens that are chosen"},
+      {"mask_share", &mask_share, between(0, 1), "masked_lm: of the chosen that become the mask"},
+      {"random_share", &random_share, between(0, 1), "masked_lm: of the chosen that become any token; the rest stay"},
       {"eval_batches", &eval_batches, between(0, 1 << 30), "batches per validation; 0: all"},
       {"log_every", &log_every, between(1, kMostSteps), "steps between lines of metrics"},
       {"eval_every", &eval_every, between(1, kMostSteps), "steps between validations"},
@@ -45,6 +51,14 @@ void TrainConfig::validate(const std::string& who) {
   if (min_lr > lr) fail(who, ": min_lr is ", min_lr, ", expected at most lr ", lr);
   if (schedule == "wsd" && warmup + decay > 1) {
     fail(who, ": warmup ", warmup, " + decay ", decay, " is ", warmup + decay, ", expected at most 1");
+  }
+  if (validation + test >= 1) {
+    fail(who, ": validation ", validation, " and test ", test,
+         " leave nothing to learn from, expected less than 1 together");
+  }
+  if (mask_share + random_share > 1) {
+    fail(who, ": mask_share ", mask_share, " + random_share ", random_share, " is ", mask_share + random_share,
+         ", expected at most 1");
   }
   if (beta1 == 1 || beta2 == 1) fail(who, ": beta1 and beta2 must be below 1, got ", beta1, " and ", beta2);
   const double bytes = 20.0 * static_cast<double>(batch_size) * static_cast<double>(context) *

@@ -28,6 +28,11 @@ struct TrainConfig : Config {
   bool recompute = false;
   int64_t seed = 0;
   double validation = 0.05;
+  double test = 0;
+  std::string pack = "restart";
+  double mask_fraction = 0.15;
+  double mask_share = 0.8;
+  double random_share = 0.1;
   int64_t eval_batches = 16;
   int64_t log_every = 10;
   int64_t eval_every = 100;

@@ -130,6 +130,7 @@ double Trainer::validation_loss() {
 
 void Trainer::save(const fs::path& dir) const {
   save_model(*model_, dir);
+  if (data_.save) data_.save(dir);
   NamedTensors tensors;
   for (size_t p = 0; p < players_.size(); ++p) {
     for (const auto& [name, tensor] : optimizers_[p].state())

@@ -18,6 +18,7 @@ struct TrainData {
   std::function<Batch(int64_t number)> batch;  // any number >= 0; each row is read from the initial state
   std::function<Batch(int64_t number)> validation;
   int64_t validation_batches = 0;  // 0: no validation; rows of one continue those of the one before
+  std::function<void(const std::filesystem::path& dir)> save;  // what belongs beside a model, into its folder
 };
 
 struct StepResult {
