@@ -52,6 +52,7 @@ const std::vector<Case>& special_cases() {
       {"performer_bidirectional", {{"feature_map", "sigmoid"}, {"num_features", 7}, {"num_key_value_heads", 1}}},
       {"rwkv7", {{"num_attention_heads", 3}, {"decay_low_rank_dim", 3}, {"a_low_rank_dim", 2}, {"chunk_size", 7}}},
       {"titans", {{"mini_batch_size", 1}, {"short_conv", false}, {"expand_k", 0.5}, {"use_gate", false}}},
+      {"s4d", {{"state_size", 4}, {"init", "legs"}, {"discretization", "bilinear"}, {"chunk_size", 3}}},
       {"mamba", {{"state_size", 3}, {"conv_kernel", 1}, {"chunk_size", 3}, {"time_step_rank", 2}}},
       {"vq_attention", {{"num_codes", 5}, {"window", 3}, {"chunk_size", 4}, {"key_size", 5}, {"value_size", 3}}},
       {"vq_attention", {{"num_codes", 7}, {"window", 2}, {"chunk_size", 1}, {"num_attention_heads", 3}, {"tau", 3}}},
