@@ -53,6 +53,8 @@ const std::vector<Case>& special_cases() {
       {"rwkv7", {{"num_attention_heads", 3}, {"decay_low_rank_dim", 3}, {"a_low_rank_dim", 2}, {"chunk_size", 7}}},
       {"titans", {{"mini_batch_size", 1}, {"short_conv", false}, {"expand_k", 0.5}, {"use_gate", false}}},
       {"s4d", {{"state_size", 4}, {"init", "legs"}, {"discretization", "bilinear"}, {"chunk_size", 3}}},
+      {"s4", {{"state_size", 6}, {"rank", 2}, {"chunk_size", 3}}},
+      {"s4_bidirectional", {{"state_size", 4}, {"chunk_size", 7}}},
       {"mamba", {{"state_size", 3}, {"conv_kernel", 1}, {"chunk_size", 3}, {"time_step_rank", 2}}},
       {"vq_attention", {{"num_codes", 5}, {"window", 3}, {"chunk_size", 4}, {"key_size", 5}, {"value_size", 3}}},
       {"vq_attention", {{"num_codes", 7}, {"window", 2}, {"chunk_size", 1}, {"num_attention_heads", 3}, {"tau", 3}}},
