@@ -59,5 +59,28 @@ TEST(CausalLm, TargetsThatDoNotCountChangeNothing) {
   EXPECT_EQ(loss_of(model, batch_of(at::zeros({2, 11}))), 0);
 }
 
+TEST(CausalLm, CollectsThePacesOfMixers) {
+  LanguageModelConfig config;
+  config.vocab_size = kVocabulary;
+  config.hidden_size = 12;
+  config.layers = parse_plan("ttt_linear(num_attention_heads=3), s4(state_size=4, lr=0.003), s4d(state_size=4)");
+  const Player player = find<ObjectiveSpec>("causal_lm").players(std::make_shared<LanguageModel>(config)).front();
+  std::map<std::string, double> highest;
+  for (const auto& [name, pace] : player.paces) {
+    EXPECT_FALSE(pace.decays) << name;
+    highest[name] = pace.highest_lr;
+  }
+  std::map<std::string, double> expected;
+  for (const char* leaf : {"inv_dt", "A_real", "A_imag", "B", "P"}) {
+    expected[text("model.layers.1.seq_modeling_block.kernel.", leaf)] = 0.003;
+    if (std::string(leaf) != "P") expected[text("model.layers.2.seq_modeling_block.kernel.", leaf)] = 1e-3;
+  }
+  EXPECT_EQ(highest, expected);
+  for (const auto& [name, lr] : expected) {
+    const auto named = [&](const auto& parameter) { return parameter.first == name; };
+    EXPECT_EQ(std::count_if(player.parameters.begin(), player.parameters.end(), named), 1) << name;
+  }
+}
+
 }  // namespace
 }  // namespace lineal

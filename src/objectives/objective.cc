@@ -12,4 +12,20 @@ std::vector<std::pair<std::string, Tensor>> mixer_losses(const LanguageModel& mo
   return result;
 }
 
+Player whole_model(const std::string& name, LanguageModel& model) {
+  std::map<const void*, Mixer::Pace> paces;  // by parameter
+  for (const auto& block : model.blocks()) {
+    for (const auto& item : block->mixer().named_parameters()) {
+      if (const auto pace = block->mixer().pace(item.key())) paces.emplace(item.value().unsafeGetTensorImpl(), *pace);
+    }
+  }
+  Player player{.name = name};
+  for (const auto& item : model.named_parameters()) {
+    player.parameters.emplace_back(item.key(), item.value());
+    const auto pace = paces.find(item.value().unsafeGetTensorImpl());
+    if (pace != paces.end()) player.paces.emplace(item.key(), pace->second);
+  }
+  return player;
+}
+
 }  // namespace lineal

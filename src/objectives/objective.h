@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -23,10 +24,15 @@ struct Player {
   /// What the last call of `loss` left to minimise beside it in training mode (Mixer::losses): its gradient is added,
   /// its value is not, so that losses stay comparable. May be empty.
   std::function<std::vector<std::pair<std::string, Tensor>>()> extra;
+  /// Those of the parameters that a mixer wants trained unlike the others.
+  std::map<std::string, Mixer::Pace> paces;
 };
 
 /// What the model's mixers left to minimise in its last forward in training mode: "layers.0.commitment" and the like.
 std::vector<std::pair<std::string, Tensor>> mixer_losses(const LanguageModel& model);
+
+/// Every parameter of the model under its name, and its mixers' paces: the part of a player that trains all of it.
+Player whole_model(const std::string& name, LanguageModel& model);
 
 /// A line of the table.
 struct ObjectiveSpec {

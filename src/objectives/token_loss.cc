@@ -23,8 +23,9 @@ std::vector<Player> token_player(const std::shared_ptr<LanguageModel>& model) {
                                     {hidden, model->head_weight(), batch.targets.flatten(), mask});
     return sum / mask.sum().clamp_min(1);
   };
-  Player player{"model", {}, loss, 1, [model] { return mixer_losses(*model); }};
-  for (const auto& item : model->named_parameters()) player.parameters.emplace_back(item.key(), item.value());
+  Player player = whole_model("model", *model);
+  player.loss = loss;
+  player.extra = [model] { return mixer_losses(*model); };
   return {player};
 }
 

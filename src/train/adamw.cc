@@ -54,7 +54,7 @@ std::vector<double> lr_factors(const std::string& rules, const std::vector<std::
   return factors;
 }
 
-AdamW::AdamW(NamedTensors parameters, const TrainConfig& config)
+AdamW::AdamW(NamedTensors parameters, const TrainConfig& config, const std::map<std::string, Mixer::Pace>& paces)
     : parameters_(std::move(parameters)), beta1_(config.beta1), beta2_(config.beta2), eps_(config.eps) {
   std::vector<std::string> names;
   for (const auto& [name, parameter] : parameters_) {
@@ -62,7 +62,9 @@ AdamW::AdamW(NamedTensors parameters, const TrainConfig& config)
     exp_avg_.push_back(at::zeros_like(parameter));
     exp_avg_sq_.push_back(at::zeros_like(parameter));
     steps_.push_back(at::zeros({}, at::kFloat));
-    decay_.push_back(decays(name, parameter) ? config.weight_decay : 0);
+    const auto pace = paces.find(name);
+    highest_.push_back(pace == paces.end() ? INFINITY : pace->second.highest_lr);
+    decay_.push_back((pace == paces.end() ? decays(name, parameter) : pace->second.decays) ? config.weight_decay : 0);
   }
   factors_ = lr_factors(config.lr_scale, names);
 }
@@ -87,11 +89,11 @@ void AdamW::step(double lr) {
   struct Group {
     std::vector<Tensor> parameters, gradients, exp_avg, exp_avg_sq, steps;
   };
-  std::map<std::pair<double, double>, Group> groups;  // by factor of the learning rate and weight decay
+  std::map<std::pair<double, double>, Group> groups;  // by learning rate and weight decay
   for (size_t i = 0; i < parameters_.size(); ++i) {
     const Tensor& parameter = parameters_[i].second;
     if (!parameter.grad().defined()) continue;
-    Group& group = groups[{factors_[i], decay_[i]}];
+    Group& group = groups[{std::min(lr * factors_[i], highest_[i]), decay_[i]}];
     group.parameters.push_back(parameter);
     group.gradients.push_back(parameter.grad());
     group.exp_avg.push_back(exp_avg_[i]);
@@ -100,8 +102,8 @@ void AdamW::step(double lr) {
   }
   for (auto& [key, group] : groups) {
     at::_foreach_add_(group.steps, 1);
-    at::_fused_adamw_(group.parameters, group.gradients, group.exp_avg, group.exp_avg_sq, {}, group.steps,
-                      lr * key.first, beta1_, beta2_, key.second, eps_, /*amsgrad=*/false, /*maximize=*/false);
+    at::_fused_adamw_(group.parameters, group.gradients, group.exp_avg, group.exp_avg_sq, {}, group.steps, key.first,
+                      beta1_, beta2_, key.second, eps_, /*amsgrad=*/false, /*maximize=*/false);
     for (const Tensor& parameter : group.parameters) {  // which the fused step does not count as changed
       parameter.unsafeGetTensorImpl()->bump_version();
     }

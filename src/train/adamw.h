@@ -6,11 +6,13 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "core/safetensors.h"
+#include "mixers/mixer.h"
 #include "train/train_config.h"
 
 namespace lineal {
@@ -28,8 +30,9 @@ std::vector<double> lr_factors(const std::string& rules, const std::vector<std::
 
 class AdamW {
  public:
-  /// Takes beta1, beta2, eps, weight_decay and lr_scale from `config`.
-  AdamW(NamedTensors parameters, const TrainConfig& config);
+  /// Takes beta1, beta2, eps, weight_decay and lr_scale from `config`. A parameter with a pace steps by at most its
+  /// highest_lr, and its `decays` takes the place of the rule above.
+  AdamW(NamedTensors parameters, const TrainConfig& config, const std::map<std::string, Mixer::Pace>& paces = {});
 
   void zero_grad();
   /// The norm of all gradients together; scales them down to `most` when above it and most > 0.
@@ -48,7 +51,7 @@ class AdamW {
  private:
   NamedTensors parameters_;
   std::vector<Tensor> exp_avg_, exp_avg_sq_, steps_;
-  std::vector<double> factors_, decay_;
+  std::vector<double> factors_, highest_, decay_;
   double beta1_, beta2_, eps_;
 };
 

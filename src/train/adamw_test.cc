@@ -52,6 +52,28 @@ TEST(AdamW, FollowsTheFormulaByGroups) {
   for (size_t i = 0; i < p.size(); ++i) EXPECT_CLOSE(parameters[i].second.detach(), p[i], 1e-12) << parameters[i].first;
 }
 
+/// The least of lr times factor and the highest; one that does not decay although its name and shape would.
+TEST(AdamW, KeepsAMixersPace) {
+  const TrainConfig config = config_of({{"weight_decay", 0.3}, {"lr_scale", "b=0.1, e=0.1"}});
+  const NamedTensors parameters = {{"a", parameter({3, 5}, 1)},
+                                   {"b", parameter({3, 5}, 1)},
+                                   {"c", parameter({3, 5}, 1)},
+                                   {"D", parameter({3, 5}, 1)},
+                                   {"e", parameter({3, 5}, 1)}};
+  const std::map<std::string, Mixer::Pace> paces = {
+      {"a", {0.02, false}}, {"b", {0.02, false}}, {"c", {0.05, true}}, {"D", {1, true}}};
+  const std::vector<std::pair<double, double>> expected = {{0.02, 0}, {0.01, 0}, {0.05, 0.3}, {0.1, 0.3}, {0.01, 0.3}};
+  AdamW optimizer(parameters, config, paces);
+  const Tensor before = parameters[0].second.detach().clone(), gradient = normal({3, 5}, 2, at::kDouble);
+  for (const auto& [name, tensor] : parameters) tensor.mutable_grad() = gradient.clone();
+  optimizer.step(0.1);
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    const auto [lr, decay] = expected[i];
+    const Tensor step = gradient / (gradient.abs() + 1e-8);
+    EXPECT_CLOSE(parameters[i].second.detach(), before - lr * decay * before - lr * step, 1e-12) << parameters[i].first;
+  }
+}
+
 TEST(AdamW, ParametersWithoutGradientStay) {
   const NamedTensors parameters = {{"a", parameter({3, 5}, 1)}, {"b", parameter({5, 3}, 2)}};
   AdamW optimizer(parameters, TrainConfig());

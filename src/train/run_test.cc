@@ -34,16 +34,18 @@ Batch batch_of(int64_t number) {
   return {tokens.slice(1, 0, 13), tokens.slice(1, 1, 14), at::ones({2, 13}), {}};
 }
 
-std::unique_ptr<Trainer> trainer_of(const TrainConfig& config) {
+constexpr const char* kLayers =
+    "performer(num_attention_heads=3, num_features=5, redraw_interval=3), "
+    "ttt_linear(num_attention_heads=3, mini_batch_size=4), "
+    "vq_attention(num_attention_heads=3, num_codes=4, window=3, chunk_size=2, restart_below=0.7)";
+
+std::unique_ptr<Trainer> trainer_of(const TrainConfig& config, const char* layers = kLayers) {
   at::manual_seed(5);
   LanguageModelConfig model;
   model.vocab_size = 29;
   model.hidden_size = 12;
   model.intermediate_size = 20;
-  model.layers = parse_plan(
-      "performer(num_attention_heads=3, num_features=5, redraw_interval=3), "
-      "ttt_linear(num_attention_heads=3, mini_batch_size=4), "
-      "vq_attention(num_attention_heads=3, num_codes=4, window=3, chunk_size=2, restart_below=0.7)");
+  model.layers = parse_plan(layers);
   TrainData data;
   data.batch = batch_of;
   data.validation = [](int64_t number) { return batch_of(1000 + number); };
@@ -112,6 +114,24 @@ TEST(Run, WhatFollowsTheTokensIsSaved) {
     EXPECT_EQ(last.defined() && at::equal(of("code_sum"), last), false) << step;
     last = of("code_sum");
   }
+}
+
+/// AdamW's first step moves every element by its learning rate.
+TEST(Run, MixersKeepTheirPace) {
+  const TrainConfig config = config_of({{"lr", 0.05}, {"schedule", "constant"}, {"warmup", 0}, {"weight_decay", 0.5}});
+  const auto trainer = trainer_of(config, "s4d(state_size=4, lr=0.0001), s4d(state_size=4, lr=1)");
+  const auto steps = [&] {
+    std::vector<Tensor> found;
+    for (const auto& block : trainer->model().blocks()) {
+      found.push_back(block->mixer().named_parameters()["kernel.inv_dt"].detach().clone());
+    }
+    return found;
+  };
+  const auto before = steps();
+  trainer->step();
+  const auto after = steps();
+  EXPECT_NEAR((after[0] - before[0]).abs().max().item<double>(), 1e-4, 2e-6);
+  EXPECT_NEAR((after[1] - before[1]).abs().max().item<double>(), 0.05, 1e-3);
 }
 
 TEST(Run, MetricsBeyondTheCheckpointAndLeftoversOfAKilledWriteGo) {

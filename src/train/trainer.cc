@@ -31,7 +31,7 @@ Trainer::Trainer(std::shared_ptr<LanguageModel> model, const TrainConfig& config
   }
   players_ = objective.players(model_);
   for (const Player& player : players_) {
-    optimizers_.emplace_back(player.parameters, config_);
+    optimizers_.emplace_back(player.parameters, config_, player.paces);
     batches_per_step_ += player.repeats * config_.accumulate;
   }
   model_->recompute = config_.recompute;
