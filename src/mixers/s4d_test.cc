@@ -152,6 +152,25 @@ TEST(S4D, PowersAreRoundedTwiceWhateverTheExponent) {
   EXPECT_LT((powers.to(at::kComplexDouble) - exact).abs().max().item<double>(), 4e-7);
 }
 
+/// What is kept of the parameters with gradients off is made anew when they change.
+TEST(S4D, FollowsItsParameters) {
+  const auto mixer = random_s4d("s4d", {{"state_size", 4}}, 3);
+  const Tensor x = normal({1, 3, 3}, 1, at::kDouble);
+  const auto read = [&] {
+    State state = mixer->initial_state(1);
+    return mixer->forward(x, state).detach();
+  };
+  for (const char* name : {"kernel.inv_dt", "kernel.A_imag", "kernel.C"}) {
+    at::NoGradGuard no_grad;
+    const Tensor before = read();
+    mixer->named_parameters()[name].add_(0.3);
+    const Tensor after = read();
+    at::AutoGradMode with_gradients(true);
+    EXPECT_FALSE(at::equal(after, before)) << name;
+    EXPECT_CLOSE(after, read(), 1e-14) << name;
+  }
+}
+
 TEST(S4D, StepsStartLogUniform) {
   at::manual_seed(3);
   const auto mixer = make_mixer("s4d", {{"dt_min", 0.01}, {"dt_max", 1}, {"state_size", 2}}, 4000);
