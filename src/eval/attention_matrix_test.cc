@@ -108,8 +108,8 @@ TEST(AttentionMatrix, TimesTheValuesIsTheOutput) {
 
 TEST(AttentionMatrix, RowsOfNormalizedMixersSumToOne) {
   for (const std::string plan :
-       {"attention", "performer", "performer_bidirectional", "performer(feature_map=relu,kernel_epsilon=0.01)",
-        "linear_attention(feature_map=elu1,normalize=true)"}) {
+       {"attention", "vq_attention", "performer", "performer_bidirectional",
+        "performer(feature_map=relu,kernel_epsilon=0.01)", "linear_attention(feature_map=elu1,normalize=true)"}) {
     const auto model = make_model(plan);
     const Tensor sums = attention_matrix(*model, some_tokens(), 0).sum(3);
     EXPECT_CLOSE(sums, at::ones_like(sums), 1e-5);

@@ -29,6 +29,7 @@
 #include "mixers/derived.h"
 #include "mixers/linear.h"
 #include "mixers/mixer.h"
+#include "mixers/probe.h"
 #include "mixers/rms_norm.h"
 
 namespace lineal {
@@ -265,7 +266,7 @@ class VqAttention : public Mixer {
     const auto type = state_options().dtype().toScalarType();
     const Tensor normed = norm_ ? norm_->forward(x) + norm_bias_ : x;
     const Tensor q = unit(q_proj_(normed), type), k = unit(k_proj_(normed), type);  // [B, T, H, K]
-    const Tensor v = at::silu(v_proj_(normed).to(type)).unflatten(2, {H_, V_});
+    const Tensor v = probed(probe, at::silu(v_proj_(normed).to(type)).unflatten(2, {H_, V_}));
     Tensor y;
     {
       const FullPrecision guard(x);
@@ -291,6 +292,7 @@ class VqAttention : public Mixer {
       const auto out = vq_attention(in);
       state["k"] = out.past_k, state["v"] = out.past_v, state["code"] = out.past_code;
       if (config_.aggregate) state["count"] = out.count, state["mean"] = out.mean;
+      if (probe) probe->outputs = out.o;
       y = out.o.flatten(2);
     }
     count(state, dims['T'], segments, nullptr);
