@@ -4,6 +4,7 @@
 #include "data/tokenizer.h"
 #include "mixers/mixer.h"
 #include "objectives/objective.h"
+#include "positions/position.h"
 
 namespace lineal {
 
@@ -36,6 +37,7 @@ std::vector<const Wanted*> collect() {
     return list;                                \
   }
 LINEAL_KIND(MixerSpec)
+LINEAL_KIND(PositionSpec)
 LINEAL_KIND(TokenizerSpec)
 LINEAL_KIND(ObjectiveSpec)
 LINEAL_KIND(CommandSpec)

@@ -7,6 +7,7 @@
 #include "interop/load.h"
 #include "mixers/mixer.h"
 #include "objectives/objective.h"
+#include "positions/position.h"
 
 namespace lineal {
 namespace {
@@ -65,6 +66,7 @@ int run(const std::vector<std::string>& args) {
   }
   Json all_kinds = Json::object();
   all_kinds["mixers"] = section<MixerSpec>(json);
+  all_kinds["positions"] = section<PositionSpec>(json);
   all_kinds["objectives"] = section<ObjectiveSpec>(json);
   all_kinds["tokenizers"] = section<TokenizerSpec>(json);
   all_kinds["model_families"] = families(json);
@@ -78,7 +80,7 @@ int run(const std::vector<std::string>& args) {
 extern const CommandSpec list_spec;
 const CommandSpec list_spec = {
     .name = "list",
-    .help = "mixers, objectives, tokenizers, model families, commands; list MIXER: its fields",
+    .help = "mixers, positions, objectives, tokenizers, model families, commands; list MIXER: its fields",
     .run = run};
 
 }  // namespace lineal

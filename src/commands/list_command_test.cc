@@ -32,6 +32,7 @@ TEST(ListCommand, NamesWhatCanBeChosen) {
   const Json all = Json::parse(json.out);
   EXPECT_TRUE(has(names(all["mixers"]), "ttt_linear"));
   EXPECT_TRUE(has(names(all["objectives"]), "causal_lm"));
+  EXPECT_TRUE(has(names(all["positions"]), "dynamic_ntk"));
   EXPECT_TRUE(has(names(all["tokenizers"]), "bytes"));
   EXPECT_TRUE(has(names(all["model_families"]), "lineal"));
   EXPECT_TRUE(has(names(all["model_families"]), "ttt"));

@@ -8,8 +8,8 @@
 
 namespace lineal {
 
-/// Every registered Spec in the table's order. Spec is MixerSpec, TokenizerSpec, ObjectiveSpec or CommandSpec;
-/// defined in registry.cc.
+/// Every registered Spec in the table's order. Spec is MixerSpec, PositionSpec, TokenizerSpec, ObjectiveSpec or
+/// CommandSpec; defined in registry.cc.
 template <class Spec>
 const std::vector<const Spec*>& all();
 

@@ -26,6 +26,12 @@ const std::vector<Case>& special_cases() {
   static const std::vector<Case> list = {
       {"attention", {{"sliding_window", 4}, {"num_attention_heads", 4}, {"num_key_value_heads", 2}}},
       {"attention", {{"rope_theta", 0}, {"num_key_value_heads", 1}}},
+      {"attention", {{"position", "dynamic_ntk"}, {"original_length", 4}, {"num_key_value_heads", 2}}},
+      {"attention", {{"position", "rerope"}, {"rerope_window", 3}, {"sliding_window", 9}}},
+      {"attention", {{"position", "leaky_rerope"}, {"rerope_window", 3}, {"factor", 4}, {"num_key_value_heads", 1}}},
+      {"attention", {{"position", "alibi"}, {"key_norm", true}, {"sliding_window", 5}}},
+      {"attention", {{"position", "yarn"}, {"factor", 4}, {"original_length", 7}, {"log_n", true}}},
+      {"attention", {{"sliding_window", 4}, {"sink_tokens", 3}, {"num_key_value_heads", 2}}},
       {"ttt_linear", {{"mini_batch_size", 5}, {"share_qk", true}, {"use_gate", true}}},
       {"ttt_linear", {{"mini_batch_size", 3}, {"form", "primal"}}},
       {"ttt_linear",

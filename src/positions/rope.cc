@@ -19,29 +19,43 @@ Tensor rope_reference(const kernels::RopeInput& in) {
 
 }  // namespace
 
-RopeTable rope_table(const Tensor& position, int64_t K, double theta, RopePairs pairs, at::TensorOptions like) {
+Frequencies rope_frequencies(int64_t K, double theta) {
+  return {(at::arange(0, K, 2, at::kDouble) * (-std::log(theta) / static_cast<double>(K))).exp()};
+}
+
+RopeTable rope_table(const Tensor& position, const Frequencies& frequencies, RopePairs pairs, at::TensorOptions like) {
   const auto wide = like.dtype(at::kDouble);
-  const Tensor frequency = (at::arange(0, K, 2, wide) * (-std::log(theta) / static_cast<double>(K))).exp();
-  const Tensor angle = position.to(wide).unsqueeze(1) * frequency;  // [P, K/2]
+  const Tensor angle = position.to(wide).unsqueeze(1) * frequencies.f.to(wide);  // [P, K/2]
   const auto of_pairs = [&](const Tensor& first, const Tensor& second) {
     const Tensor both =
         pairs == RopePairs::interleaved ? at::stack({first, second}, 2).flatten(1) : at::cat({first, second}, 1);
     return both.to(like.dtype().toScalarType() == at::kDouble ? at::kDouble : at::kFloat);
   };
-  const Tensor cos = angle.cos(), sin = angle.sin();
+  const Tensor cos = angle.cos() * frequencies.scale, sin = angle.sin() * frequencies.scale;
   return {of_pairs(cos, cos), of_pairs(-sin, sin)};
+}
+
+RopeTable rope_table(const Tensor& position, int64_t K, double theta, RopePairs pairs, at::TensorOptions like) {
+  return rope_table(position, rope_frequencies(K, theta), pairs, like);
 }
 
 Tensor rope(const Tensor& x, const Tensor& place, const RopeTable& table, RopePairs pairs) {
   return kernels::use(kernels::rope, rope_reference, {x, table.c, table.s, place, pairs == RopePairs::interleaved});
 }
 
-Tensor rope(const Tensor& x, const Tensor& position, double theta, RopePairs pairs) {
-  const int64_t tokens = position.numel(), end = position.max().item<int64_t>() + 1;
+Tensor rope(const Tensor& x, const Tensor& position, const Frequencies& frequencies, RopePairs pairs) {
+  const int64_t tokens = position.numel();
+  const bool whole = position.scalar_type() == at::kLong;
+  const int64_t end = whole ? position.max().item<int64_t>() + 1 : tokens;
   const bool fewer = end < tokens;  // positions than tokens: each angle once
-  const Tensor angles = fewer ? at::arange(end, position.options()) : position.flatten();
-  const Tensor place = fewer ? position : at::arange(tokens, position.options()).view_as(position);
-  return rope(x, place, rope_table(angles, x.size(3), theta, pairs, x.options()), pairs);
+  const auto index = position.options().dtype(at::kLong);
+  const Tensor angles = fewer ? at::arange(end, index) : position.flatten();
+  const Tensor place = fewer ? position : at::arange(tokens, index).view_as(position);
+  return rope(x, place, rope_table(angles, frequencies, pairs, x.options()), pairs);
+}
+
+Tensor rope(const Tensor& x, const Tensor& position, double theta, RopePairs pairs) {
+  return rope(x, position, rope_frequencies(x.size(3), theta), pairs);
 }
 
 }  // namespace lineal
