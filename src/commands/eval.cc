@@ -5,7 +5,9 @@
 #include <iostream>
 
 #include "commands/command.h"
+#include "commands/eval_table.h"
 #include "commands/output.h"
+#include "commands/position_flags.h"
 #include "commands/progress.h"
 #include "commands/run_text.h"
 #include "core/error.h"
@@ -105,7 +107,7 @@ void print(const Evaluation& result, double seconds, bool restarts, bool masked,
 void refuse_beside_tokens(const CLI::App& app) {
   std::string found;
   for (const char* flag : {"--json", "--limit", "--max-context", "--buckets", "--text-field", "--part", "--baseline",
-                           "--similarity", "--seed"}) {
+                           "--similarity", "--seed", "--csv"}) {
     if (app.get_option(flag)->count() > 0) found += (found.empty() ? "" : ", ") + std::string(flag);
   }
   if (!found.empty()) fail("eval: --tokens does not go with ", found, "; expected --logits, --chunk and -t beside it");
@@ -165,17 +167,24 @@ int run(const std::vector<std::string>& args) {
       "blocks of 1024 predictions, and the loss by position in the document. Files, folders, .jsonl, .gz, - for "
       "standard input; any length in constant memory. The first token of each document is not predicted. Of a model "
       "trained with masked_lm: perplexity and accuracy on 15 % of the tokens, hidden as in training. With "
-      "--part: what a run kept for validation or test. With --tokens and --logits: the logits of given token ids",
+      "--part: what a run kept for validation or test. With --tokens and --logits: the logits of given token ids. "
+      "Several models, or several of --position (or all): a table of the loss by position, to --factor times the "
+      "original length",
       "eval");
-  std::string model, tokens, logits, part, baseline, similarity;
-  std::vector<std::string> files;
+  std::string tokens, logits, part, baseline, similarity, csv;
+  std::vector<std::string> files, models;
+  Extrapolation how;
   EvalOptions options;
   TextOptions text_options;
   bool json = false;
   const auto positive = CLI::Range(int64_t{1}, int64_t{1} << 24);
   const auto count = CLI::Range(int64_t{0}, int64_t{1} << 60);
   app.add_option("files", files, "text to predict");
-  app.add_option("-m,--model", model, "model directory or run")->required();
+  app.add_option("-m,--model", models, "model directory or run; several for a table")
+      ->required()
+      ->expected(1)
+      ->take_all()
+      ->allow_extra_args(false);
   app.add_option("--chunk", options.chunk,
                  "tokens of one forward call; the result depends on it only where mixers look ahead "
                  "or tokens are masked")
@@ -204,28 +213,43 @@ int run(const std::vector<std::string>& args) {
   auto* out = app.add_option("--logits", logits, "safetensors file to write: logits float32 [B, T, N]");
   in->needs(out);
   out->needs(in);
+  add_position(app, how);
+  app.add_option("--csv", csv, "file to write a table to");
   app.add_flag("--json", json, "for scripts");
   add_compute(app);
   if (!parse(app, args)) return 0;
+  const std::string& model = models.front();
+  const auto methods = position_list(how.method);
+  const bool table = models.size() > 1 || methods.size() > 1 || !csv.empty();
   if (!tokens.empty()) {
     if (!files.empty()) fail("eval: give either files or --tokens, not both");
     refuse_beside_tokens(app);
     check_output("eval", "--logits", logits, {tokens}, model);
-    write_logits(*load_model(model).model, tokens, logits, options.chunk);
+    if (table) fail("eval: --tokens has one model and one --position, got several");
+    write_logits(*load_model(model, how).model, tokens, logits, options.chunk);
     return 0;
   }
   if (files.empty() && part.empty()) {
     fail("eval: no text, expected files, folders or - for standard input (or --part, or --tokens and --logits)");
   }
+  if (table) {
+    if (!part.empty() || !baseline.empty() || !similarity.empty()) {
+      fail("eval: a table of several models or positions does not go with --part, --baseline or --similarity");
+    }
+    if (!csv.empty()) check_output("eval", "--csv", csv, files, model);
+    if (app.get_option("--buckets")->count() == 0) options.first_bucket = 0;
+    print_table({models, methods, how, options, files, text_options, csv, json});
+    return 0;
+  }
   if (!similarity.empty()) {
     if (!part.empty() || !baseline.empty()) fail("eval: --similarity goes with neither --part nor --baseline");
     check_output("eval", "--similarity", similarity, files, model);
-    compare_letters(load_model(model), files, options, similarity);
+    compare_letters(load_model(model, how), files, options, similarity);
     return 0;
   }
   std::optional<RunText> of_run;
   if (!part.empty() || !baseline.empty()) of_run = read_run_text(model, "eval");
-  const LoadedModel loaded = load_model(model);
+  const LoadedModel loaded = load_model(model, how);
   const Tokenizer& tokenizer = tokenizer_of(loaded, "eval", "give token ids with --tokens and --logits");
   const std::string& tokenizer_name = loaded.model->config().tokenizer;
   std::optional<Masking> masking;

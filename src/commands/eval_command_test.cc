@@ -210,6 +210,65 @@ TEST_F(EvalCommand, ModelsWithoutATokenizerAreEvaluatedFromIds) {
   EXPECT_TRUE(refused(eval({path("text")}), {"eval: this model has 300 tokens", "--tokens and --logits"}));
 }
 
+TEST_F(EvalCommand, PositionsAreMeasuredInOneTable) {
+  write_model(folder / "attention", "attention(num_attention_heads=2)*2");
+  write_atomic(folder / "text", some_text(601));
+  const auto run = [&](Names args) {
+    args.insert(args.begin(), {"eval", "-t", "1", path("text")});
+    return run_program(args, folder.path());
+  };
+  const Names attention = {"-m", path("attention"), "--original-length", "50", "--factor", "4"};
+  const auto with = [&](const Names& more) {
+    Names args = attention;
+    args.insert(args.end(), more.begin(), more.end());
+    return run(args);
+  };
+  const auto alone = [&](const std::string& position) {
+    const auto result = with({"--position", position, "--buckets", "50", "--max-context", "199", "--json"});
+    EXPECT_EQ(result.code, 0) << result.err;
+    return Json::parse(result.out);
+  };
+  const auto table =
+      with({"--position", "rope,yarn,rerope+log_n", "-m", path("model"), "--json", "--csv", path("csv")});
+  EXPECT_EQ(table.code, 0) << table.err;
+  const Json rows = Json::parse(table.out);
+  ASSERT_EQ(rows.size(), 4u);
+  std::string csv = "model,position,begin,end,tokens,nats_per_token\n";
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const Json& row = rows[i];
+    EXPECT_EQ(row["position"], (Names{"rope", "yarn", "rerope+log_n", ""})[i]);
+    EXPECT_EQ(row["model"], path(i < 3 ? "attention" : "model"));
+    ASSERT_EQ(row["positions"].size(), 3u);  // 0-49, 50-99, 100-199, and no further
+    if (i < 3) {
+      EXPECT_EQ(row["positions"], alone(row["position"])["positions"]);
+    }
+    for (const Json& bucket : row["positions"]) {
+      char value[32];
+      std::snprintf(value, sizeof value, "%.6f", bucket["nats_per_token"].get<double>());
+      csv += text("\"", row["model"].get<std::string>(), "\",", row["position"].get<std::string>(), ",",
+                  bucket["begin"], ",", bucket["end"], ",", bucket["tokens"], ",", value, "\n");
+    }
+  }
+  EXPECT_EQ(read_file(folder / "csv"), csv);
+  EXPECT_NE(rows[0]["positions"], rows[1]["positions"]);
+  const auto printed = with({"--position", "rope,yarn"});
+  for (const char* part : {"nats per token at", "0-49 ", "100-199 ", "attention yarn "}) {
+    EXPECT_NE(printed.out.find(part), std::string::npos) << part << " in " << printed.out;
+  }
+  const auto all = with({"--position", "all", "--json"});
+  EXPECT_EQ(all.code, 0) << all.err;
+  EXPECT_EQ(Json::parse(all.out).size(), 16u);
+
+  EXPECT_TRUE(refused(with({"--position", "yarm"}), {"unknown position 'yarm'; did you mean 'yarn'"}));
+  EXPECT_TRUE(refused(with({"--position", "rope,yarm", "--csv", path("new")}), {"unknown position 'yarm'"}));
+  EXPECT_TRUE(refused(run({"-m", path("model"), "--position", "yarn"}), {"the model has no attention layer"}));
+  EXPECT_TRUE(refused(run({"-m", path("model"), "--position", "rope,yarn"}), {"no model here has any"}));
+  EXPECT_TRUE(refused(run({"-m", path("attention"), "--position", "yarn"}), {"original_length is 0"}));
+  EXPECT_TRUE(refused(run({"-m", path("attention"), "--position", "rope,linear"}), {"expected --original-length"}));
+  EXPECT_TRUE(refused(with({"--position", "rope,yarn", "--csv", path("text")}), {"--csv", "is the file that is read"}));
+  EXPECT_EQ(folder.names(), Names({"attention", "csv", "model", "text"}));
+}
+
 TEST_F(EvalCommand, LongNamesAreRefused) {
   const std::string name(300, 'x');
   write_atomic(folder / "text", "some text");

@@ -6,10 +6,10 @@
 #include "commands/command.h"
 #include "commands/interrupt.h"
 #include "commands/output.h"
+#include "commands/position_flags.h"
 #include "commands/read_text.h"
 #include "core/error.h"
 #include "core/registry.h"
-#include "interop/load.h"
 #include "objectives/objective.h"
 
 namespace lineal {
@@ -30,6 +30,7 @@ int run(const std::vector<std::string>& args) {
   SamplerConfig config;
   int64_t seed = 0;
   int64_t count = 1;
+  Extrapolation how;
   bool json = false;
   app.add_option("-m,--model", model, "model directory or run")->required();
   auto* prompt_option = app.add_option("-p,--prompt", prompt, "text to continue");
@@ -51,6 +52,7 @@ int run(const std::vector<std::string>& args) {
       ->capture_default_str();
   app.add_option("--save", save, "FILE.state to write after the last token, and when interrupted");
   app.add_flag("--json", json, "one JSON object per continuation");
+  add_position(app, how);
   add_compute(app);
   if (!parse(app, args)) return 0;
   if (!save.empty() && count != 1) fail("generate: --save keeps one continuation, --count is ", count);
@@ -58,7 +60,7 @@ int run(const std::vector<std::string>& args) {
     fail("generate: no prompt, expected -p TEXT, -f FILE or --state FILE.state");
   }
   if (!save.empty()) check_state_output("generate", "--save", save, {file}, model);
-  const LoadedModel loaded = load_model(model);
+  const LoadedModel loaded = load_model(model, how);
   const Tokenizer& tokenizer = tokenizer_of(loaded, "generate");
   if (find<ObjectiveSpec>(loaded.model->config().objective, "generate").masks) {
     fail("generate: ", model, " was trained with ", loaded.model->config().objective,

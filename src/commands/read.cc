@@ -3,10 +3,10 @@
 
 #include "commands/command.h"
 #include "commands/output.h"
+#include "commands/position_flags.h"
 #include "commands/read_text.h"
 #include "core/error.h"
 #include "generate/session.h"
-#include "interop/load.h"
 
 namespace lineal {
 namespace {
@@ -15,16 +15,18 @@ int run(const std::vector<std::string>& args) {
   CLI::App app("reads a document, of any length, and saves the state after it: lineal generate --state goes on there",
                "read");
   std::string model, document, out, state;
+  Extrapolation how;
   bool json = false;
   app.add_option("document", document, "a file of text, - for standard input")->required();
   app.add_option("-m,--model", model, "model directory or run")->required();
   app.add_option("-o,--output", out, "FILE.state to write")->required();
   app.add_option("--state", state, "FILE.state to go on from");
   app.add_flag("--json", json, "for scripts");
+  add_position(app, how);
   add_compute(app);
   if (!parse(app, args)) return 0;
   check_state_output("read", "--output", out, {document}, model);
-  const LoadedModel loaded = load_model(model);
+  const LoadedModel loaded = load_model(model, how);
   const Tokenizer& tokenizer = tokenizer_of(loaded, "read");
   Session session = state.empty() ? Session(loaded.model) : Session::load(state, loaded.model);
   const int64_t before = session.tokens();

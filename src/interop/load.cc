@@ -2,6 +2,7 @@
 
 #include "backbones/model_files.h"
 #include "core/registry.h"
+#include "core/run_mark.h"
 #include "interop/ttt.h"
 #include "train/run_folder.h"
 
@@ -59,6 +60,19 @@ LoadedModel load_model(const fs::path& path, const std::string& objective) {
     return loaded;
   }
   fail_unknown(who, "model_type", type, known);
+}
+
+std::optional<int64_t> training_length(const fs::path& path) {
+  const fs::path dir = model_directory(path), above = fs::absolute(dir).lexically_normal().parent_path();
+  const auto whole = [](const Json& json, const char* name) -> std::optional<int64_t> {
+    if (!json.is_object() || !json.contains(name) || !json[name].is_number_integer()) return {};
+    return json[name].get<int64_t>();
+  };
+  if (above.filename() == "checkpoints" && is_run(above.parent_path())) {
+    const Json run = read_model_config(above.parent_path());
+    if (run.contains("train")) return whole(run["train"], "context");
+  }
+  return whole(read_model_config(dir), "max_position_embeddings");
 }
 
 std::vector<ModelFamily> model_families() {

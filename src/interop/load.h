@@ -3,6 +3,7 @@
 
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -20,6 +21,10 @@ struct LoadedModel {
 /// family; an unknown one is an Error that lists the known. `objective` is what it is going to be trained for, if not
 /// what it was.
 LoadedModel load_model(const std::filesystem::path& path, const std::string& objective = "");
+
+/// The tokens of a text that the model in `path` was trained on: its run's context, or max_position_embeddings; none
+/// when neither is there.
+std::optional<int64_t> training_length(const std::filesystem::path& path);
 
 /// The families that load_model knows, by their model_type.
 struct ModelFamily {

@@ -9,6 +9,7 @@
 #include "backbones/model_files.h"
 #include "core/error.h"
 #include "core/file.h"
+#include "core/run_mark.h"
 #include "interop/ttt.h"
 #include "testing/testing.h"
 #include "testing/throws_error.h"
@@ -109,6 +110,18 @@ TEST_F(ModelDirectory, WhatWasSavedIsLoaded) {
   at::NoGradGuard no_grad;
   model->named_parameters()["model.norm.weight"][3] += 1e-6;
   EXPECT_NE(fingerprint(*loaded.model), fingerprint(*model));
+}
+
+TEST_F(ModelDirectory, TheTrainingLengthIsTheRunsContext) {
+  EXPECT_FALSE(training_length(dir).has_value());
+  const fs::path run = dir / "run", checkpoint = run / "checkpoints/step-3";
+  fs::create_directories(checkpoint);
+  for (const auto& name : {"config.json", "model.safetensors"}) fs::copy(dir / name, checkpoint / name);
+  EXPECT_FALSE(training_length(checkpoint).has_value()) << "a folder that is no run";
+  write_atomic(run / "config.json", Json{{"format", kRunFormat}, {"train", {{"context", 77}}}}.dump());
+  EXPECT_EQ(training_length(run), 77);
+  EXPECT_EQ(training_length(checkpoint), 77);
+  EXPECT_EQ(training_length(fs::path(LINEAL_TESTDATA) / "models/ttt_linear_transformer_tied"), 2048);
 }
 
 /// Weights trained with softmax go on with random features, whose rows are drawn when the file has none, and are then
