@@ -14,7 +14,11 @@ Json measure(const MixerCell& cell) {
   std::vector<std::shared_ptr<Mixer>> mixers;
   bool causal = true;
   for (const Layer& layer : cell.layers) {
-    mixers.push_back(make_mixer(layer.mixer, layer.options, cell.D));
+    Json options = layer.options;
+    if (options.contains("sequence_length")) {  // made for texts of a fixed length
+      options["sequence_length"] = std::max(options["sequence_length"].get<int64_t>(), cell.T);
+    }
+    mixers.push_back(make_mixer(layer.mixer, options, cell.D));
     causal = causal && find<MixerSpec>(layer.mixer).causal;
   }
   const auto initial = [&] {

@@ -61,6 +61,8 @@ const std::vector<Case>& special_cases() {
       {"s4d", {{"state_size", 4}, {"init", "legs"}, {"discretization", "bilinear"}, {"chunk_size", 3}}},
       {"s4", {{"state_size", 6}, {"rank", 2}, {"chunk_size", 3}}},
       {"s4_bidirectional", {{"state_size", 4}, {"chunk_size", 7}}},
+      {"linformer", {{"sequence_length", 51}, {"num_mixtures", 5}, {"share_kv", true}, {"one_kv_head", true}}},
+      {"linformer", {{"head_dim", 5}, {"num_mixtures", 7}}},
       {"mamba", {{"state_size", 3}, {"conv_kernel", 1}, {"chunk_size", 3}, {"time_step_rank", 2}}},
       {"vq_attention", {{"num_codes", 5}, {"window", 3}, {"chunk_size", 4}, {"key_size", 5}, {"value_size", 3}}},
       {"vq_attention", {{"num_codes", 7}, {"window", 2}, {"chunk_size", 1}, {"num_attention_heads", 3}, {"tau", 3}}},
