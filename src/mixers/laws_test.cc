@@ -63,6 +63,8 @@ const std::vector<Case>& special_cases() {
       {"s4_bidirectional", {{"state_size", 4}, {"chunk_size", 7}}},
       {"linformer", {{"sequence_length", 51}, {"num_mixtures", 5}, {"share_kv", true}, {"one_kv_head", true}}},
       {"linformer", {{"head_dim", 5}, {"num_mixtures", 7}}},
+      {"reformer", {{"num_buckets", 2}, {"bucket_size", 3}, {"attend_across_buckets", false}, {"chunk_size", 7}}},
+      {"reformer", {{"num_hashes", 2}, {"num_buckets", 4}, {"bucket_size", 2}, {"allow_duplicate_attention", false}}},
       {"mamba", {{"state_size", 3}, {"conv_kernel", 1}, {"chunk_size", 3}, {"time_step_rank", 2}}},
       {"vq_attention", {{"num_codes", 5}, {"window", 3}, {"chunk_size", 4}, {"key_size", 5}, {"value_size", 3}}},
       {"vq_attention", {{"num_codes", 7}, {"window", 2}, {"chunk_size", 1}, {"num_attention_heads", 3}, {"tau", 3}}},
