@@ -69,6 +69,23 @@ TEST(Positions, FrequenciesAreThePublishedOnes) {
   }
 }
 
+/// Where even the slowest pair turns often, the ramp ends beyond the last of the pairs 0 to K/2-1: at K-1 at most, as
+/// published.
+TEST(Positions, YarnsRampEndsBeyondTheLastPair) {
+  const auto mask_of = [](int64_t length, double beta_fast) {
+    const auto config = config_of({{"position", "yarn"},
+                                   {"rope_theta", 50},
+                                   {"original_length", length},
+                                   {"factor", 4},
+                                   {"beta_fast", beta_fast}});
+    const Tensor f = rope_frequencies(8, 50).f;
+    return (yarn_frequencies(config, 8).f - f / 4) / (f - f / 4);
+  };
+  EXPECT_CLOSE(mask_of(1000, 32), at::tensor({1., 1., 4. / 5, 3. / 5}, at::kDouble), 1e-12);  // pairs 1 to 6
+  EXPECT_CLOSE(mask_of(20000, 1000), at::tensor({1., 1., 5. / 6, 4. / 6}, at::kDouble),
+               1e-12);  // 1 to 9, of which 7 is left
+}
+
 /// Weights and outputs of a public implementation of both, in one call and one query at a time.
 TEST(Positions, ReRopeIsThePublishedAttention) {
   for (const auto& [id, window, length, factor] :
