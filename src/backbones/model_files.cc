@@ -10,24 +10,20 @@
 #include "core/safetensors.h"
 
 namespace lineal {
-namespace {
 
-/// Parameters, then buffers.
-std::vector<std::pair<std::string, Tensor>> tensors_of(const LanguageModel& model) {
+std::vector<std::pair<std::string, Tensor>> named_tensors(const LanguageModel& model) {
   std::vector<std::pair<std::string, Tensor>> result;
   for (const auto& item : model.named_parameters()) result.emplace_back(item.key(), item.value().detach());
   for (const auto& item : model.named_buffers()) result.emplace_back(item.key(), item.value());
   return result;
 }
 
-}  // namespace
-
 void save_model(const LanguageModel& model, const std::filesystem::path& dir) {
   std::error_code error;
   std::filesystem::create_directories(dir, error);
   if (error) fail("model: cannot make the folder ", dir.string(), ": ", error.message());
   write_atomic(dir / "config.json", model.config().to_json().dump(2) + "\n");
-  save_safetensors(dir / "model.safetensors", tensors_of(model), {{"format", "pt"}});
+  save_safetensors(dir / "model.safetensors", named_tensors(model), {{"format", "pt"}});
 }
 
 Json read_model_config(const std::filesystem::path& dir) {
@@ -40,7 +36,7 @@ Json read_model_config(const std::filesystem::path& dir) {
 
 void set_parameters(LanguageModel& model, const std::vector<std::pair<std::string, Tensor>>& tensors,
                     const std::string& who) {
-  const auto own = tensors_of(model);
+  const auto own = named_tensors(model);
   std::map<std::string, Tensor> missing(own.begin(), own.end());
   at::NoGradGuard no_grad;
   for (const auto& [name, tensor] : tensors) {
@@ -90,7 +86,7 @@ std::string fingerprint(const LanguageModel& model) {
   const std::string config = model.config().to_json().dump();
   const uLong options = add(0, config.data(), config.size());
   uLong values = 0;
-  for (const auto& [name, tensor] : tensors_of(model)) {
+  for (const auto& [name, tensor] : named_tensors(model)) {
     const Tensor plain = tensor.cpu().contiguous();
     values = add(add(values, name.data(), name.size()), plain.const_data_ptr(), plain.nbytes());
   }

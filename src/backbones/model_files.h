@@ -11,6 +11,9 @@
 
 namespace lineal {
 
+/// Parameters, detached, then buffers, by name.
+std::vector<std::pair<std::string, Tensor>> named_tensors(const LanguageModel& model);
+
 /// Writes both files, each atomically; the folder is made.
 void save_model(const LanguageModel& model, const std::filesystem::path& dir);
 
