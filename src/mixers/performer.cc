@@ -76,12 +76,6 @@ struct PerformerConfig : Config {
   }
 };
 
-Drawing rows_of(const std::string& projection) {
-  if (projection == "r-orf") return Drawing::r_orf;
-  if (projection == "h-orf") return Drawing::h_orf;
-  return projection == "g-orf" ? Drawing::g_orf : Drawing::iid;
-}
-
 class Performer : public Mixer {
  public:
   Performer(std::string who, const PerformerConfig& config, int64_t D, bool causal)
@@ -176,7 +170,7 @@ class Performer : public Mixer {
   void redraw() {
     if (!projection_.defined()) return;
     const auto norms = config_.row_norms == "chi" ? RowNorms::chi : RowNorms::sqrt;
-    projection_.copy_(draw_projection(M_, K_, rows_of(config_.projection), norms, projection_.options()));
+    projection_.copy_(draw_projection(M_, K_, drawing(config_.projection), norms, projection_.options()));
   }
 
   Tensor denominator(const Tensor& d) const {

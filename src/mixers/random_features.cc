@@ -8,7 +8,8 @@
 //   iid    N(0, I)
 //   r_orf  Gram-Schmidt of Gaussian blocks
 //   h_orf  H D_1 H D_2 H D_3 of Hadamard matrices H and random signs D
-//   g_orf  products of K log2 K Givens rotations in random planes
+//   g_orf  products of 3 K log2 K Givens rotations in random planes: after K log2 K the fourth moment along an axis is
+//          still 1.6 (K = 8) to 2.7 (K = 64) times that of a uniform row, after these equal to 1 %
 // then of norms chi(K), those of Gaussian rows, or sqrt(K). All are kept as matrices, which saves no time for h_orf.
 #include "mixers/random_features.h"
 
@@ -42,7 +43,7 @@ Tensor hadamard_block(int64_t K, at::TensorOptions options) {
 
 Tensor givens_block(int64_t K, at::TensorOptions options) {
   if (K == 1) return 2 * at::randint(2, {1, 1}, options) - 1;
-  const auto rotations = K * static_cast<int64_t>(std::ceil(std::log2(K)));
+  const auto rotations = 3 * K * static_cast<int64_t>(std::ceil(std::log2(K)));
   const auto on_cpu = at::TensorOptions().dtype(at::kLong);
   const Tensor first = at::randint(K, {rotations}, on_cpu);
   const Tensor second = (first + 1 + at::randint(K - 1, {rotations}, on_cpu)).remainder(K);
@@ -63,6 +64,13 @@ Tensor givens_block(int64_t K, at::TensorOptions options) {
 }
 
 }  // namespace
+
+Drawing drawing(const std::string& name) {
+  static const std::vector<std::string> names = {"iid", "r-orf", "h-orf", "g-orf"};
+  const auto found = std::find(names.begin(), names.end(), name);
+  if (found == names.end()) fail_unknown("features", "projection", name, names);
+  return static_cast<Drawing>(found - names.begin());
+}
 
 Tensor orthogonal_rows(const Tensor& blocks) {
   const auto [Q, R] = at::linalg_qr(blocks);

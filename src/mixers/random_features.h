@@ -14,6 +14,9 @@ using at::Tensor;
 enum class Drawing { iid, r_orf, h_orf, g_orf };
 enum class RowNorms { chi, sqrt };
 
+/// "iid", "r-orf", "h-orf" or "g-orf"; anything else is an Error.
+Drawing drawing(const std::string& name);
+
 /// [M, K] from the global generator. Each row alone is N(0, I) with chi norms, and uniform on the sphere of radius
 /// sqrt(K) with sqrt (regularised softmax); rows of an orthogonal block of K are orthogonal.
 Tensor draw_projection(int64_t M, int64_t K, Drawing rows, RowNorms norms, at::TensorOptions options);

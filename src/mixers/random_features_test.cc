@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <map>
+#include <numbers>
 
 #include "core/error.h"
 #include "testing/testing.h"
@@ -74,6 +75,75 @@ TEST(RandomFeatures, EveryEstimateIsUnbiased) {
   }
 }
 
+/// Of each pair in u, v [n] of variances |x|^2, |y|^2 and covariance x . y: E[f(u) f(v)], by the trapezoid rule over
+/// two independent normal numbers.
+Tensor expected_product(const FeatureMap& f, const Tensor& x, const Tensor& y) {
+  const Tensor grid = at::linspace(-8, 8, 801, kDouble);
+  const Tensor weight = (-0.5 * grid.square()).exp() / std::sqrt(2 * std::numbers::pi) * 0.02;
+  const auto of = [&](const Tensor& u) { return f({u, Tensor()}, Tensor()); };
+  std::vector<Tensor> found;
+  for (int64_t i = 0; i < x.size(0); ++i) {
+    const double a = x[i].norm().item<double>(), along = (x[i].dot(y[i]) / a).item<double>();
+    const double across = std::sqrt(y[i].square().sum().item<double>() - along * along);
+    const Tensor v = along * grid.unsqueeze(1) + across * grid.unsqueeze(0);  // given u = a times the first number
+    found.push_back((weight * of(a * grid) * at::matmul(of(v), weight)).sum());
+  }
+  return at::stack(found);
+}
+
+TEST(RandomFeatures, EveryGeneralisedEstimateIsUnbiased) {
+  at::manual_seed(5);
+  const int64_t M = 12, K = 8, draws = 1000;
+  const Tensor x = vectors(6, K, 1, 0.8), y = vectors(6, K, 2, 0.7);
+  for (const auto& kind : FeatureMap::generalised_kinds()) {
+    const FeatureMap f(kind, 1e-3);
+    const Tensor expected = expected_product(f, x, y);
+    for (const auto& [rows, _] : kRows) {
+      std::vector<Tensor> found;
+      for (int64_t i = 0; i < draws; ++i) {
+        const Tensor w = draw(rows, M, K);
+        const auto of = [&](const Tensor& z) { return f(FeatureMap::project(z, w), Tensor()); };
+        found.push_back(((of(x) * of(y)).mean(1) - expected).mean());
+      }
+      const Tensor all = at::stack(found);
+      EXPECT_LT(all.mean().abs().item<double>(), 3 * all.std().item<double>() / std::sqrt(1.0 * draws))
+          << kind << ", " << rows;
+    }
+  }
+}
+
+/// Rows of one length, the root of K, estimate the regularised softmax kernel: exp(w . z) over the sphere has the mean
+/// sum_n (K |z|^2 / 4)^n / (n! (K / 2) (K / 2 + 1) ... (K / 2 + n - 1)).
+TEST(RandomFeatures, RowsOfOneLengthEstimateTheRegularisedKernel) {
+  at::manual_seed(5);
+  const int64_t M = 12, K = 8, draws = 1000;
+  const Tensor x = vectors(6, K, 1, 0.8), y = vectors(6, K, 2, 0.7);
+  const auto on_sphere = [&](const Tensor& squared_length) {
+    Tensor term = at::ones_like(squared_length), sum = term.clone();
+    for (int n = 0; n < 40; ++n) {
+      term = term * squared_length * (K / 4.0 / ((n + 1) * (K / 2.0 + n)));
+      sum += term;
+    }
+    return sum;
+  };
+  const Tensor h = 0.5 * (x.square() + y.square()).sum(1);
+  const Tensor positive = (-h).exp() * on_sphere((x + y).square().sum(1));
+  const Tensor trig = h.exp() * on_sphere(-(x - y).square().sum(1));
+  EXPECT_GT(((positive / kernel(x, y) - 1).abs().min().item<double>()), 0.01) << "no other kernel than softmax's";
+  for (const auto& [rows, _] : kRows) {
+    for (const auto& kind : FeatureMap::softmax_kinds()) {
+      const Tensor& expected = kind == "trig" ? trig : positive;
+      std::vector<Tensor> found;
+      for (int64_t i = 0; i < draws; ++i) {
+        found.push_back((estimate(kind, x, y, draw(rows, M, K, RowNorms::sqrt)) / expected).mean());
+      }
+      const Tensor all = at::stack(found);
+      const double off = all.mean().item<double>() - 1;
+      EXPECT_LT(std::abs(off), 3 * all.std().item<double>() / std::sqrt(1.0 * draws)) << kind << ", " << rows;
+    }
+  }
+}
+
 TEST(RandomFeatures, IndependentRowsErrAsInTheory) {
   at::manual_seed(5);
   const Tensor x = vectors(200, 8, 1, 0.6), y = vectors(200, 8, 2, 0.5);
@@ -136,7 +206,7 @@ TEST(RandomFeatures, RowsAreWhatTheirNamesSay) {
   EXPECT_CLOSE(draw("iid", M, K, RowNorms::sqrt).square().sum(1), at::full({M}, 8.0, kDouble), 1e-12);
 }
 
-/// The Gaussian's second moments, also for head sizes that are no power of two.
+/// The Gaussian's second moments, also for head sizes that are no power of two, and the fourth along each axis.
 TEST(RandomFeatures, RowsHaveTheMomentsOfAGaussian) {
   at::manual_seed(5);
   for (const auto& [rows, _] : kRows) {
@@ -145,6 +215,7 @@ TEST(RandomFeatures, RowsHaveTheMomentsOfAGaussian) {
       EXPECT_LT(w.mean(0).abs().max().item<double>(), 0.05) << rows << ", " << K;
       const Tensor moments = at::matmul(w.t(), w) / 12000;
       EXPECT_LT((moments - at::eye(K, kDouble)).abs().max().item<double>(), 0.07) << rows << ", " << K;
+      EXPECT_LT((w.pow(4).mean(0) - 3).abs().max().item<double>(), 0.45) << rows << ", " << K;
     }
   }
 }
