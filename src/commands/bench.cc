@@ -8,6 +8,7 @@
 #include "bench/cell.h"
 #include "bench/mixers.h"
 #include "bench/model.h"
+#include "commands/bench_approximation.h"
 #include "commands/bench_decode.h"
 #include "commands/bench_operations.h"
 #include "commands/command.h"
@@ -131,13 +132,17 @@ int run_model(const std::vector<std::string>& args) {
     std::cout << result.dump() << "\n";
     return 0;
   }
-  auto seconds = result["seconds"].get<std::vector<double>>();
-  std::sort(seconds.begin(), seconds.end());
-  const double median = seconds[seconds.size() / 2];
+  const auto median_of = [&](const char* key) {
+    auto seconds = result[key].get<std::vector<double>>();
+    std::sort(seconds.begin(), seconds.end());
+    return seconds[seconds.size() / 2];
+  };
+  const double median = median_of("seconds");
   std::cout << result["parameters"] << " parameters, batch " << train.batch_size << " x context " << train.context
             << ", " << at::get_num_threads() << " threads: " << std::setprecision(4) << median
             << " s a step (median of " << steps << "), " << std::lround(result["tokens"].get<double>() / median)
-            << " tokens/s, peak " << std::lround(result["peak_bytes"].get<double>() / kMiB) << " MiB\n";
+            << " tokens/s, peak " << std::lround(result["peak_bytes"].get<double>() / kMiB) << " MiB\n"
+            << "forward alone: " << median_of("seconds_forward") << " s\n";
   if (const auto ran = result["kernels"].get<std::string>(); !ran.empty()) std::cout << "kernels: " << ran << "\n";
   return 0;
 }
@@ -149,12 +154,15 @@ int run(const std::vector<std::string>& args) {
     if (args[0] == "decode") return run_bench_decode(rest);
     if (args[0] == "op") return run_bench_operations(rest);
     if (args[0] == "machine") return run_bench_machine(rest);
+    if (args[0] == "approximation") return run_bench_approximation(rest);
+    if (args[0] == "propagation") return run_bench_propagation(rest);
   }
   CLI::App app(
       "tokens per second, memory and state of mixers against length; every cell in a process of its own. "
       "Also, each with its own --help: lineal bench model, the training step of a whole model; lineal bench "
       "decode, its decoding step for many sessions at once; lineal bench op, fused operations by themselves; lineal "
-      "bench machine, what this machine can do at most",
+      "bench machine, what this machine can do at most; lineal bench approximation, the error of random features; "
+      "lineal bench propagation, that of a converted model's blocks",
       "bench");
   Options options;
   app.add_option("mixer", options.plans, "mixers, or plans such as 'ttt_linear(mini_batch_size=32)*3'; default: all");

@@ -152,12 +152,59 @@ TEST_F(BenchCommand, MeasuresAModelsStep) {
   const ProgramResult plain = bench(args);
   ASSERT_EQ(plain.code, 0) << plain.err;
   EXPECT_NE(plain.out.find("batch 3 x context 17, 1 threads"), std::string::npos) << plain.out;
+  EXPECT_NE(plain.out.find("forward alone: "), std::string::npos) << plain.out;
   args.push_back("--json");
   const Json result = Json::parse(bench(args).out);
   EXPECT_EQ(result["tokens"], 3 * 17);
   EXPECT_EQ(result["seconds"].size(), 4u);
+  ASSERT_EQ(result["seconds_forward"].size(), 4u);
+  for (const Json& seconds : result["seconds_forward"]) EXPECT_GT(seconds.get<double>(), 0);
   EXPECT_EQ(result["parameters"], 256 * 12 + 2 * (2 * 12 * 12 + 12) + 12);
   EXPECT_GT(result["peak_bytes"].get<double>(), 0);
+}
+
+TEST_F(BenchCommand, MeasuresRandomFeatures) {
+  Names args = {"approximation", "--length", "40", "--head-size",  "8",        "--samples", "3", "--num-features",
+                "5,6",           "--draws",  "2",  "--projection", "iid,g-orf"};
+  const ProgramResult plain = bench(args);
+  ASSERT_EQ(plain.code, 0) << plain.err;
+  EXPECT_EQ(std::count(plain.out.begin(), plain.out.end(), '\n'), 2 + 2 * 3 * 2) << plain.out;
+  args.push_back("--json");
+  const Json rows = Json::parse(bench(args).out);
+  ASSERT_EQ(rows.size(), 2u * 3 * 2);
+  EXPECT_EQ(rows[1]["projection"], "g-orf");
+  EXPECT_EQ(rows[2]["feature_map"], "hyperbolic");
+  EXPECT_EQ(rows[11]["num_features"], 6);
+  for (const Json& row : rows) {
+    for (const char* key : {"relative_error", "squared_error", "squared_error_deviation"})
+      EXPECT_GT(row[key], 0) << row;
+  }
+  EXPECT_TRUE(refused(bench({"approximation", "--feature-map", "relu"}), {"feature map", "relu", "positive"}));
+  EXPECT_TRUE(refused(bench({"approximation", "--projection", "g-orff"}), {"did you mean 'g-orf'"}));
+}
+
+TEST_F(BenchCommand, MeasuresAConvertedModelsBlocks) {
+  const auto path = [&](const char* name) { return (folder / name).string(); };
+  write_atomic(folder / "text", std::string(300, 'a') + std::string(200, 'b'));
+  const auto lineal = [&](const Names& args) { return run_program(args, folder.path()); };
+  ASSERT_EQ(lineal({"train", path("text"), "-o", path("run"), "--layers", "attention*3", "--hidden-size", "16", "-c",
+                    "8", "--batch-size", "1", "--steps", "1", "-t", "1"})
+                .code,
+            0);
+  ASSERT_EQ(lineal({"convert", "-m", path("run"), "--layers", "attention, performer*2", "-o", path("new")}).code, 0);
+  Names args = {"propagation", path("text"), "-m", path("run"), "--other", path("new"), "-c", "400"};
+  const ProgramResult plain = bench(args);
+  ASSERT_EQ(plain.code, 0) << plain.err;
+  EXPECT_EQ(std::count(plain.out.begin(), plain.out.end(), '\n'), 4) << plain.out;
+  args.push_back("--json");
+  const Json rows = Json::parse(bench(args).out);
+  ASSERT_EQ(rows.size(), 3u);
+  EXPECT_EQ(rows[0]["propagated"], 0);
+  EXPECT_EQ(rows[1]["propagated"], rows[1]["alone"]);
+  EXPECT_GT(rows[1]["alone"], 0);
+  EXPECT_GT(rows[2]["propagated"], rows[2]["alone"]);
+  EXPECT_TRUE(refused(bench({"propagation", path("text"), "-m", path("run"), "--other", path("new"), "-c", "501"}),
+                      {"bench propagation: the text has 500 tokens", "--context 501"}));
 }
 
 TEST_F(BenchCommand, MeasuresDecodingManySessions) {
