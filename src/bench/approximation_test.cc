@@ -27,13 +27,13 @@ TEST(Approximation, IsAttentionWithTheFeaturesProducts) {
 /// Mean squared errors by feature map, projection and M. Kernel values are small and vary little, as in the figure's
 /// regime: errors of positive features fall as 1/M, those of trigonometric ones are ratios of sums that cross zero.
 std::map<std::string, std::map<int64_t, double>> errors() {
-  ApproximationSizes sizes{.T = 64, .K = 8, .samples = 15, .draws = 40, .deviation = 0.4, .offset = 1.4};
+  ApproximationSizes sizes{.T = 64, .K = 8, .samples = 400, .deviation = 0.4, .offset = 1.4};
   std::map<std::string, std::map<int64_t, double>> found;
   for (const auto& row :
        measure_approximation(sizes, {8, 16, 32, 64, 128}, {"positive", "trig"}, {"iid", "r-orf", "h-orf", "g-orf"})) {
-    EXPECT_EQ(row.squared_errors.size(), 15u);
+    EXPECT_EQ(row.squared_errors.size(), 400u);
     found[row.feature_map + " " + row.projection][row.M] =
-        std::accumulate(row.squared_errors.begin(), row.squared_errors.end(), 0.0) / 15;
+        std::accumulate(row.squared_errors.begin(), row.squared_errors.end(), 0.0) / 400;
   }
   return found;
 }
