@@ -1,27 +1,13 @@
 #!/usr/bin/env bash
 # make demo [DATA=path]: train a small TTT-Linear model, measure it, plot it, sample from it. Under six minutes on two
 # cores. Without DATA the text is the Python library of this machine. Everything printed is computed in this run.
-set -euo pipefail
-cd "$(dirname "$0")/.."
+. "$(dirname "$0")/common.sh"
 
-lineal=build/lineal
-out=runs/demo
 context=512   # tokens that a gradient reaches back
 stream=8192   # tokens that the state is then carried in training
 batch=2  # small: on few tokens, more steps learn more than larger batches
 seconds=${DEMO_SECONDS:-240}  # of training
 model=(--layers 'ttt_linear*5' --hidden-size 128 --intermediate-size 352 --pre-conv true)
-say() { printf '\n== %s\n' "$1"; }
-
-rm -rf "$out"
-mkdir -p "$out"
-python=python3
-[[ -x .venv/bin/python ]] && python=.venv/bin/python
-if ! "$python" -c 'import matplotlib' 2>/dev/null; then
-  [[ -x .venv/bin/python ]] || python3 -m venv .venv
-  python=.venv/bin/python
-  "$python" -m pip install -qq --disable-pip-version-check matplotlib
-fi
 
 say "text"
 "$python" runs/demo.py gather "$out/text" "${1:-}"
