@@ -7,7 +7,7 @@
 
 #include "data/shuffle.h"
 #include "testing/counting_store.h"
-#include "testing/throws_error.h"
+#include "testing/testing.h"
 
 namespace lineal {
 namespace {
