@@ -193,6 +193,25 @@ TEST(AttentionPositions, SinksStayInSight) {
   }
 }
 
+/// A probe's values are mixed as the layer's own would be, by every method.
+TEST(AttentionPositions, ProbesAreMixedAlike) {
+  at::NoGradGuard no_grad;
+  const Tensor x = normal({2, 23, D}, 1, at::kDouble);
+  for (const Json& options : configurations()) {
+    const auto mixer = make(options);
+    const auto weights = mixer->named_parameters();
+    const Tensor y = read_all(*mixer, x);
+    Mixer::Probe own, twice;
+    twice.values = 2 * plain_view(weights, "v", x, H_kv, false).repeat_interleave(H / H_kv, 2);
+    for (Mixer::Probe* probe : {&own, &twice}) {
+      mixer->probe = probe;
+      const Tensor probed = read_all(*mixer, x);
+      EXPECT_CLOSE(probed, (probe == &own ? 1 : 2) * y, 1e-12) << options.dump();
+      EXPECT_CLOSE(at::linear(probe->outputs.flatten(2), weights["o_proj.weight"]), probed, 1e-12) << options.dump();
+    }
+  }
+}
+
 /// Scores of all heads and pairs would take 275 MiB, and several times that before they are weights.
 TEST(AttentionPositions, ScoresAreHeldInBlocks) {
   at::NoGradGuard no_grad;
