@@ -38,6 +38,12 @@ struct HippoConfig : Config {
         {"seed", &seed, between(0, 1LL << 53), "draws its frequencies, amplitudes and phases"},
     };
   }
+  void validate(const std::string& who) override {
+    if (window > 0 && measure == "legs") {
+      fail(who, ": --window ", window, ", but legs reaches back to the start; expected --measure legt or fourier");
+    }
+    if (window > 0 && window < 1) fail(who, ": window is ", window, ", expected at least one sample, or 0");
+  }
 };
 
 /// Numbers with white space or commas between them.
@@ -61,6 +67,14 @@ std::string row(const char* format, double a, double b, double c, double d) {
   return line;
 }
 
+/// Flags that say how to generate a signal say nothing about one that is read.
+void refuse_beside_file(const CLI::App& app) {
+  for (const char* flag : {"--length", "--cycles", "--tones", "--seed"}) {
+    if (app.get_option(flag)->count() > 0)
+      fail("hippo: ", flag, " is of a generated signal, expected no file beside it");
+  }
+}
+
 int run(const std::vector<std::string>& args) {
   CLI::App app(
       "reads a signal sample by sample into a state of --order numbers (HiPPO), then the signal back out of the state: "
@@ -76,6 +90,8 @@ int run(const std::vector<std::string>& args) {
   app.add_flag("--json", json, "for scripts");
   add_fields(app, config, "hippo");
   if (!parse(app, args)) return 0;
+  config.validate("hippo");
+  if (!file.empty()) refuse_beside_file(app);
   check_output("hippo", "--output", out, {file}, "");
 
   const BandLimited tones =

@@ -94,6 +94,9 @@ TEST_F(HippoCommand, RefusesWhatCannotBe) {
   write_atomic(folder / "empty.txt", " \n");
   const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
       {{"--measure", "leg"}, "measure"},
+      {{"--window", "20"}, "legs reaches back to the start"},
+      {{"--measure", "legt", "--window", "0.5"}, "window is 0.5, expected at least one sample"},
+      {{path("words.txt"), "--seed", "3"}, "--seed is of a generated signal"},
       {{"--measure", "fourier", "--order", "7"}, "hippo: N is 7, the Fourier measure needs an even one"},
       {{path("words.txt")}, "'three' is no number"},
       {{path("empty.txt")}, "holds no numbers"},
