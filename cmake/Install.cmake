@@ -5,6 +5,7 @@ set(package ${CMAKE_INSTALL_LIBDIR}/cmake/lineal)
 
 install(TARGETS lineal_program)
 install(TARGETS lineal EXPORT lineal)
+install(TARGETS lineal_pieces DESTINATION lib)
 install(DIRECTORY src/ DESTINATION include/lineal FILES_MATCHING PATTERN "*.h" PATTERN "precompiled.h" EXCLUDE
         PATTERN "commands" EXCLUDE PATTERN "testing" EXCLUDE)
 install(EXPORT lineal NAMESPACE lineal:: FILE lineal-targets.cmake DESTINATION ${package})

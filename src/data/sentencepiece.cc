@@ -1,9 +1,10 @@
 // SentencePiece: pieces of words, learned from text.                                   (SentencePiece, Kudo 2018)
 // Made from a trained FILE.model. A piece that the model calls [MASK] or <mask> is the mask.
-#include <sentencepiece_processor.h>
+#include <dlfcn.h>
 
 #include "core/error.h"
 #include "core/file.h"
+#include "data/pieces.h"
 #include "data/shuffle.h"
 #include "data/tokenizer.h"
 
@@ -13,21 +14,32 @@ namespace {
 constexpr const char* kFile = "tokenizer.model";
 constexpr std::string_view kSpace = "\xe2\x96\x81";  // U+2581, what pieces have for a space
 
+OpenPieceModel piece_library() {
+  static const OpenPieceModel open = [] {
+#if defined(__SANITIZE_ADDRESS__)
+    fail("sentencepiece: AddressSanitizer admits no library with symbols of its own, expected a build without it");
+#endif
+    void* library = ::dlopen(kPieceLibrary, RTLD_NOW | RTLD_LOCAL | RTLD_DEEPBIND);
+    if (!library) fail("sentencepiece: ", ::dlerror(), "; expected it beside the program, or in LD_LIBRARY_PATH");
+    return reinterpret_cast<OpenPieceModel>(::dlsym(library, kOpenPieceModel));
+  }();
+  return open;
+}
+
 class SentencePiece : public Tokenizer {
  public:
   explicit SentencePiece(const std::filesystem::path& path) {
     if (path.empty()) fail("sentencepiece: no model, expected --tokenizer-file FILE.model");
     bytes_ = read_file(path);
-    const auto status = processor_.LoadFromSerializedProto(bytes_);
-    if (!status.ok()) fail(path.string(), ": no SentencePiece model, expected one that spm_train has written");
+    model_.reset(piece_library()(bytes_));
+    if (!model_) fail(path.string(), ": no SentencePiece model, expected one that spm_train has written");
     for (const char* name : {"[MASK]", "<mask>"}) {
-      const int id = processor_.PieceToId(name);
-      if (!processor_.IsUnknown(id)) special_.mask = id;
+      if (const int id = model_->find(name); id >= 0) special_.mask = id;
     }
-    if (processor_.pad_id() >= 0) special_.pad = processor_.pad_id();
+    if (model_->pad() >= 0) special_.pad = model_->pad();
   }
 
-  int64_t vocab_size() const override { return processor_.GetPieceSize(); }
+  int64_t vocab_size() const override { return model_->size(); }
   SpecialTokens special() const override { return special_; }
   Measure measure() const override { return Measure::word_perplexity; }
   std::string identity() const override { return text(bytes_.size(), '-', hash_bytes(bytes_)); }
@@ -35,8 +47,8 @@ class SentencePiece : public Tokenizer {
 
   std::vector<int64_t> encode(std::string_view text) const override {
     std::vector<int> ids;
-    const auto status = processor_.Encode({text.data(), text.size()}, &ids);
-    if (!status.ok()) fail("sentencepiece: cannot read the text: ", status.message());
+    const std::string wrong = model_->encode(text, ids);
+    if (!wrong.empty()) fail("sentencepiece: cannot read the text: ", wrong);
     return {ids.begin(), ids.end()};
   }
 
@@ -47,13 +59,14 @@ class SentencePiece : public Tokenizer {
         fail("sentencepiece: token id ", wide, " is out of range, expected 0 to ", vocab_size() - 1);
       }
       const int id = static_cast<int>(wide);
-      if (processor_.IsControl(id) || special_.has(wide)) continue;
-      if (processor_.IsUnknown(id)) {
+      const auto kind = model_->kind(id);
+      if (kind == PieceModel::Kind::control || special_.has(wide)) continue;
+      std::string piece = model_->piece(id);
+      if (kind == PieceModel::Kind::unknown) {
         bytes += "\xef\xbf\xbd";  // U+FFFD
-      } else if (processor_.IsByte(id)) {
-        bytes += static_cast<char>(std::stoi(processor_.IdToPiece(id).substr(3, 2), nullptr, 16));  // "<0x0A>"
+      } else if (kind == PieceModel::Kind::byte) {
+        bytes += static_cast<char>(std::stoi(piece.substr(3, 2), nullptr, 16));  // "<0x0A>"
       } else {
-        std::string piece = processor_.IdToPiece(id);
         for (size_t at; (at = piece.find(kSpace)) != piece.npos;) piece.replace(at, kSpace.size(), " ");
         bytes += piece;
       }
@@ -62,7 +75,7 @@ class SentencePiece : public Tokenizer {
   }
 
  private:
-  sentencepiece::SentencePieceProcessor processor_;
+  std::unique_ptr<PieceModel> model_;
   std::string bytes_;
   SpecialTokens special_;
 };

@@ -67,7 +67,7 @@ const std::vector<Case>& special_cases() {
       {"reformer", {{"num_hashes", 2}, {"num_buckets", 4}, {"bucket_size", 2}, {"allow_duplicate_attention", false}}},
       {"mamba", {{"state_size", 3}, {"conv_kernel", 1}, {"chunk_size", 3}, {"time_step_rank", 2}}},
       {"vq_attention", {{"num_codes", 5}, {"window", 3}, {"chunk_size", 4}, {"key_size", 5}, {"value_size", 3}}},
-      {"vq_attention", {{"num_codes", 7}, {"window", 2}, {"chunk_size", 1}, {"num_attention_heads", 3}, {"tau", 3}}},
+      {"vq_attention", {{"num_codes", 3}, {"window", 2}, {"chunk_size", 1}, {"num_attention_heads", 3}, {"tau", 4}}},
       {"vq_attention",
        {{"aggregate", false}, {"window", 5}, {"chunk_size", 3}, {"use_gate", false}, {"input_norm", true}}},
   };
