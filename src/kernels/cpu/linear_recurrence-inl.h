@@ -187,7 +187,7 @@ struct Head {
     X = scratch.take(2 * kC * Kp);
     k_columns = scratch.take(Kp * kC);
     F = scratch.take(2 * kC * kC);
-    factor = scratch.take(kC * Kp);
+    factor = scratch.take((kC + 1) * Kp);  // the row after the last is read, for no use
     d = scratch.take(kC * Kp);
     f = scratch.take(kC * Kp);
     D = scratch.take(kC * kC);
