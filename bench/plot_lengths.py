@@ -18,10 +18,11 @@ from matplotlib import pyplot  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[1]
 MIXERS = ["attention", "ttt_linear", "ttt_mlp", "linear_attention", "delta_net", "gated_delta_net", "gla", "mamba", "mamba2",
-          "performer"]
+          "performer", "vq_attention", "s4d"]
 LENGTHS = [256 << i for i in range(8)]
 NAMES = {"attention": "attention (SDPA)"}
-COLOURS = ["#333333", "#1f6fb4", "#d1582b", "#3a9a4e", "#9355b0", "#b8860b", "#3aa6b9", "#c2417c", "#7a8c2e", "#8c6d5a"]
+COLOURS = ["#333333", "#1f6fb4", "#d1582b", "#3a9a4e", "#9355b0", "#b8860b", "#3aa6b9", "#c2417c", "#7a8c2e", "#8c6d5a",
+           "#5b5bd6", "#2f8f83"]
 PANELS = {"prefill_tokens_per_s": "reading", "train_tokens_per_s": "training: forward and backward"}
 
 

@@ -138,22 +138,27 @@ TEST_P(FusedFeatureAttentionShapes, IsOneTokenAfterAnother) {
   expect_reference(outcome(Leaves(GetParam(), at::kFloat), fused), GetParam());
 }
 
-TEST(FusedFeatureAttention, AtRandomShapes) {
-  std::mt19937_64 random(7);
+std::vector<Case> random_cases(uint64_t seed) {
+  std::mt19937_64 random(seed);
   const auto between = [&](int64_t least, int64_t most) {
     return least + static_cast<int64_t>(random() % static_cast<uint64_t>(most - least + 1));
   };
+  std::vector<Case> list;
   for (int i = 0; i < 12; ++i) {
-    const Case c{.map = std::vector{"positive", "hyperbolic", "trig", "relu"}[static_cast<size_t>(between(0, 3))],
-                 .B = between(1, 3),
-                 .T = between(1, 80),
-                 .H = between(1, 3),
-                 .K = between(1, 40),
-                 .V = between(1, 40),
-                 .M = between(1, 70),
-                 .documents = between(0, 1) == 1};
-    expect_reference(outcome(Leaves(c, at::kFloat), fused), c);
+    list.push_back({.map = std::vector{"positive", "hyperbolic", "trig", "relu"}[static_cast<size_t>(between(0, 3))],
+                    .B = between(1, 3),
+                    .T = between(1, 80),
+                    .H = between(1, 3),
+                    .K = between(1, 40),
+                    .V = between(1, 40),
+                    .M = between(1, 70),
+                    .documents = between(0, 1) == 1});
   }
+  return list;
+}
+
+TEST(FusedFeatureAttention, AtRandomShapes) {
+  for (const Case& c : random_cases(7)) expect_reference(outcome(Leaves(c, at::kFloat), fused), c);
 }
 
 /// Without gradients one token takes another way through the kernels than many.
@@ -197,19 +202,7 @@ TEST_P(FusedFeatureAttentionShapes, InDocumentsIsItsReference) {
 }
 
 TEST(FusedFeatureAttention, InDocumentsAtRandomShapes) {
-  std::mt19937_64 random(8);
-  const auto between = [&](int64_t least, int64_t most) {
-    return least + static_cast<int64_t>(random() % static_cast<uint64_t>(most - least + 1));
-  };
-  for (int i = 0; i < 12; ++i) {
-    const Case c{.map = std::vector{"positive", "hyperbolic", "trig", "relu"}[static_cast<size_t>(between(0, 3))],
-                 .B = between(1, 3),
-                 .T = between(1, 80),
-                 .H = between(1, 3),
-                 .K = between(1, 40),
-                 .V = between(1, 40),
-                 .M = between(1, 70),
-                 .documents = between(0, 1) == 1};
+  for (const Case& c : random_cases(8)) {
     expect_reference(outcome(Leaves(c, at::kFloat), fused_in_documents), c, feature_attention_in_documents_reference);
   }
 }
