@@ -1,8 +1,8 @@
 // Reformer: softmax attention over the keys of a query's bucket, in several rounds of hashing.         (Reformer, 2020)
 //   initial  empty buckets                                    keys, values and places [n, W, .] per head and round
 //   update   token t enters bucket b_r(t) of each round r, whose oldest token leaves when it has more than W
-//   output   o_r = softmax(scores) v and l_r = logsumexp(scores) over what t sees in round r;  o_t = sum_r
-//   softmax_r(l_r) o_r scores   K^{-1/2} q_t . k_j, k_j = q_j / |q_j|; kSelfScore for j = t; less ln(c + 1e-9) unless
+//   output   o_t = sum_r softmax_r(l_r) o_r,  o_r = softmax(scores) v and l_r = logsumexp(scores) of what t sees in r
+//   scores   K^{-1/2} q_t . k_j, k_j = q_j / |q_j|; kSelfScore for j = t; less ln(c + 1e-9) unless
 //            allow_duplicate_attention, c the rounds in which t sees j
 //   cost     O(T R W K) time, 2 R n W K state per head
 // What t sees in round r: sort the tokens of its document up to t by (bucket, place), as lsh.cc sorts whole sequences.

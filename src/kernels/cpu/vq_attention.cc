@@ -1,13 +1,14 @@
 // Attention over quantised keys: blocks of queries against the tokens they see one by one and the sums of older ones.
 //
 // A block that sees the keys k [n, K] one by one, and n_m older tokens of code c_m by the mean of their values:
-//   s = q k^T + shift(p r^T),  e = q c^T + log n_m                 shift: row i's column j is distance i - j, if it has
-//   one P = exp(s - L),  E = exp(e - L),  L the logarithm of the sum of both in each row o = P v + E mean
+//   s = q k^T + shift(p r^T)                       shift: row i's column j is distance i - j, where it has a key
+//   e = q c^T + log n_m
+//   P = exp(s - L),  E = exp(e - L)                L: the logarithm of the sum of both in each row
+//   o = P v + E mean
 // Backward, from do, with d = rowsum(do . o):
 //   ds = P . (do v^T - d),  de = E . (do mean^T - d)
 //   dq = ds k + de c,  dp = shift^T(ds) r
-//   dk = ds^T q,  dv = P^T do,  dr = shift^T(ds)^T p,  dmean = E^T do                  sums over the blocks that see
-//   them
+//   dk = ds^T q,  dv = P^T do,  dr = shift^T(ds)^T p,  dmean = E^T do         sums over the blocks that see them
 // A mean is over n_m values, so that each of its tokens has dmean_m / n_m: in the order of time reversed, G_m = sum of
 // dmean_m / n_m over later blocks of the document, and dv_j = G_{m_j} of a token when it joins the sums. The means
 // before the call have n_m G_m for the n_m of then.
@@ -36,7 +37,6 @@ namespace {
 using namespace lineal::kernels::cpu;
 
 constexpr int64_t kQueries = 32;  // whose scores are in cache at once
-constexpr int64_t kKeys = 1024;   // whose codes one item of work finds
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 /// to [n, padded(N)] = rows of N that are `row` apart.
@@ -46,47 +46,6 @@ void load_rows(const float* from, int64_t row, int64_t n, int64_t N, float* to) 
 
 /// Floats of n rows of N as load_rows has them, with what `transpose` reads beyond.
 int64_t rows_size(int64_t n, int64_t N) { return padded(n) * padded(N); }
-
-// ---- codes ---------------------------------------------------------------------------------------------------------
-
-void nearest_code(int64_t tokens, int64_t H, int64_t K, int64_t M, const float* k, const float* codebook,
-                  int64_t* code) {
-  const int64_t Kp = padded(K), Mp = padded(M), pieces = (tokens + kKeys - 1) / kKeys;
-  parallel(pieces * H, tokens * H * K * M / 16, [&](int64_t begin, int64_t end) {
-    Scratch scratch;
-    float *words = scratch.take(rows_size(M, K)), *columns = scratch.take(padded(K) * Mp);
-    float *squares = scratch.take(Mp), *dots = scratch.take(kQueries * Mp);
-    int64_t loaded = -1;
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t h = item / pieces, from = item % pieces * kKeys, to = std::min(tokens, from + kKeys);
-      if (h != loaded) {
-        load_rows(codebook + h * M * K, K, M, K, words);
-        transpose(M, K, words, Kp, columns, Mp);
-        for (int64_t m = 0; m < Mp; ++m) {
-          squares[m] = m < M ? dot(words + m * Kp, words + m * Kp, Kp) : kInfinity;
-        }
-        loaded = h;
-      }
-      for (int64_t t = from; t < to; t += kQueries) {
-        const int64_t c = std::min(kQueries, to - t);
-        product<Store::set>(c, M, K, {k + (t * H + h) * K, H * K}, columns, Mp, dots, Mp, -2);
-        for (int64_t i = 0; i < c; ++i) {
-          Vec least = all(kInfinity), where = hn::Zero(kWide), place = hn::Iota(kWide, 0);
-          for (int64_t m = 0; m < M; m += kLanes, place = hn::Add(place, all(static_cast<float>(kLanes)))) {
-            const Vec distance = hn::Add(load(squares + m), load(dots + i * Mp + m));
-            const auto less = hn::Lt(distance, least);
-            least = hn::IfThenElse(less, distance, least);
-            where = hn::IfThenElse(less, place, where);
-          }
-          const Vec smallest = hn::MinOfLanes(kWide, least);
-          const Vec first = hn::IfThenElse(hn::Eq(least, smallest), where, all(static_cast<float>(M)));
-          const auto found = static_cast<int64_t>(hn::GetLane(hn::MinOfLanes(kWide, first)));
-          code[(t + i) * H + h] = found < M ? found : 0;
-        }
-      }
-    }
-  });
-}
 
 // ---- sums ----------------------------------------------------------------------------------------------------------
 
@@ -545,14 +504,9 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace lineal::kernels {
 
-HWY_EXPORT(nearest_code);
 HWY_EXPORT(forward);
 HWY_EXPORT(backward);
 
-void cpu::nearest_code(int64_t tokens, int64_t H, int64_t K, int64_t M, const float* k, const float* codebook,
-                       int64_t* code) {
-  HWY_DYNAMIC_DISPATCH(nearest_code)(tokens, H, K, M, k, codebook, code);
-}
 void cpu::vq_attention_forward(const VqCall& call, const VqResult& result) {
   HWY_DYNAMIC_DISPATCH(forward)(call, result);
 }
