@@ -4,8 +4,7 @@
 //   update   x_t = dA x_{t-1} + dB u_t;  dA = (2/dt - A)^{-1} (2/dt + A),  dB = (2/dt - A)^{-1} 2 B
 //   output   y_t = 2 Re(C . x_t) + D u_t; then GLU(W gelu(y) + b)
 //   views    A x = diag(-exp(A_real) - i A_imag) x - sum_r P_r 2 Re(P_r^* x);  dt = exp(inv_dt)
-//   kernel   K_l = 2 Re(C . dA^l dB), l < L. With C~ = C (I - dA^L), omega = exp(-2 pi i k / L), g = (1 + omega) / 2
-//   and
+//   kernel   K_l = 2 Re(C . dA^l dB), l < L. With C~ = C (I - dA^L), omega = exp(-2 pi i k / L), g = (1 + omega) / 2,
 //            <v> = sum_n v_n / (1 - omega - g dt A_n) over x and its conjugate, sum_l K_l omega^l is
 //              <C~ dt B> - g <C~ dt P> (1 + g <P^* dt P>)^{-1} <P^* dt B>
 //            The published form divides by g: at omega = -1, where g is 0, its terms are infinite.

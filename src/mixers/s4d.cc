@@ -1,5 +1,4 @@
-// S4D: a diagonal state space.          (On the Parameterization and Initialization of Diagonal State Space Models,
-// 2022)
+// S4D: a diagonal state space.     (On the Parameterization and Initialization of Diagonal State Space Models, 2022)
 //   initial  x_0 = 0                                               [N/2] complex, per channel
 //   update   x_t = dA x_{t-1} + dB u_t
 //   output   y_t = 2 Re(C . x_t) + D u_t; then GLU(W gelu(y) + b)
