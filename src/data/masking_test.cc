@@ -3,6 +3,9 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <set>
+
 #include "core/registry.h"
 #include "data/document_batches.h"
 #include "testing/counting_store.h"
@@ -93,15 +96,18 @@ TEST(DocumentBatches, EveryDocumentOnceAnEpoch) {
     const DocumentBatches batches(whole(store), {.B = 2, .T = 5, .pad = 99, .shifted = shifted}, 7);
     EXPECT_EQ(batches.documents(), 6);
     EXPECT_EQ(batches.cut(), shifted ? 1 : 2);
+    std::set<std::vector<int64_t>> orders;
     for (int64_t epoch = 0; epoch < 3; ++epoch) {
       std::vector<int64_t> firsts;
       for (int64_t step = 3 * epoch; step < 3 * epoch + 3; ++step) {
         const Batch batch = batches.at(step);
         for (int64_t b = 0; b < 2; ++b) firsts.push_back(batch.inputs[b][0].item<int64_t>());
       }
+      orders.insert(firsts);
       std::sort(firsts.begin(), firsts.end());
       EXPECT_EQ(firsts, std::vector<int64_t>({0, 3, 9, 11, 20, 24}));
     }
+    EXPECT_EQ(orders.size(), 3u);
     EXPECT_TRUE(at::equal(batches.at(4).inputs, batches.at(4).inputs));
   }
 }
