@@ -84,14 +84,15 @@ TEST(Recompute, AutocastIsAsItWasAndLeavesNoCopies) {
   EXPECT_TRUE(after.eq(0).all().item<bool>()) << "a copy of w from before its update was used";
 }
 
-TEST(Recompute, ModelGivesTheSameGradientsThroughStateAndParameters) {
+TEST(Recompute, ModelGivesTheSameGradientsThroughStateParametersAndLosses) {
   LanguageModelConfig config;
   config.vocab_size = 29;
   config.hidden_size = 12;
   config.intermediate_size = 20;
   config.initializer_range = 0.3;
   config.layers =
-      parse_plan("ttt_linear(share_qk=true), identity, ttt_mlp", {{"num_attention_heads", 3}, {"mini_batch_size", 4}});
+      parse_plan("ttt_linear(share_qk=true), identity, ttt_mlp, vq_attention(num_codes=5,window=4,chunk_size=3)",
+                 {{"num_attention_heads", 3}, {"mini_batch_size", 4}});
   LanguageModel model(config);
   model.to(at::kDouble);
   const Tensor tokens = normal({2, 11}, 3).mul(1000).to(at::kLong).remainder(29);
@@ -107,6 +108,9 @@ TEST(Recompute, ModelGivesTheSameGradientsThroughStateAndParameters) {
     for (const auto& [name, part] : state.named()) {
       if (part.requires_grad()) outputs.push_back(part);
     }
+    const auto& losses = model.blocks()[3]->mixer().losses;
+    ASSERT_EQ(losses.size(), 1u);
+    outputs.push_back(losses[0].second);
     results.push_back(outputs);
     std::vector<Tensor> weights;
     for (size_t i = 0; i < outputs.size(); ++i) weights.push_back(normal(outputs[i].sizes(), 50 + i, at::kDouble));

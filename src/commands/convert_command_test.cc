@@ -27,7 +27,10 @@ class ConvertCommand : public testing::Test {
     config.intermediate_size = 20;
     config.initializer_range = 0.15;
     config.layers = parse_plan(plan);
-    save_model(LanguageModel(config), folder / name);
+    const LanguageModel model(config);
+    const at::NoGradGuard no_grad;
+    for (const Tensor& parameter : model.parameters()) parameter.add_(0.01);  // no norm is what a new one is
+    save_model(model, folder / name);
   }
   std::string path(const std::string& name) const { return (folder / name).string(); }
   ProgramResult convert(const std::string& plan, const std::string& out, Names more = {},

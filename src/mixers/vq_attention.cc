@@ -167,9 +167,9 @@ class Pieces {
   void leave(const Tensor& place, int64_t n) {
     const Tensor kept = place + n - first_recent(place + n);                                // [B]
     const Tensor age = at::arange(W_ + n, 0, -1, place.options()).view({1, W_ + n, 1, 1});  // the newest's is 1
-    const Tensor stays = age <= column(kept), held = age <= column(place + n - first_recent(place));
+    const Tensor stays = age <= column(kept);
     if (count_.defined()) {
-      const Tensor code = at::where(stays.logical_not().logical_and(held).squeeze(3), code_, M_).transpose(1, 2);
+      const Tensor code = at::where(stays.logical_not().squeeze(3), code_, M_).transpose(1, 2);
       const auto sum = [&](const Tensor& zeros, const Tensor& index, const Tensor& x) {
         return zeros.scatter_add(2, index, x).slice(2, 0, M_);
       };
