@@ -6,6 +6,7 @@
 
 #include "commands/command.h"
 #include "commands/eval_table.h"
+#include "commands/eval_task.h"
 #include "commands/output.h"
 #include "commands/position_flags.h"
 #include "commands/progress.h"
@@ -103,14 +104,27 @@ void print(const Evaluation& result, double seconds, bool restarts, bool masked,
   if (!result.standard_error) std::cout << "no standard error: that takes 2048 predictions\n";
 }
 
+/// Those of the flags that were given, "" without any.
+std::string given(const CLI::App& app, const std::vector<std::string>& flags) {
+  std::string found;
+  for (const auto& flag : flags) {
+    if (app.get_option(flag)->count() > 0) found += (found.empty() ? "" : ", ") + flag;
+  }
+  return found;
+}
+
 /// Flags that say how to measure text say nothing about logits.
 void refuse_beside_tokens(const CLI::App& app) {
-  std::string found;
-  for (const char* flag : {"--json", "--limit", "--max-context", "--buckets", "--text-field", "--part", "--baseline",
-                           "--similarity", "--seed", "--csv"}) {
-    if (app.get_option(flag)->count() > 0) found += (found.empty() ? "" : ", ") + std::string(flag);
-  }
+  const auto found = given(app, {"--json", "--limit", "--max-context", "--buckets", "--text-field", "--part",
+                                 "--baseline", "--similarity", "--seed", "--csv"});
   if (!found.empty()) fail("eval: --tokens does not go with ", found, "; expected --logits, --chunk and -t beside it");
+}
+
+/// Nor about questions.
+void refuse_beside_task(const CLI::App& app) {
+  const auto found = given(app, {"--tokens", "--limit", "--max-context", "--buckets", "--text-field", "--part",
+                                 "--baseline", "--similarity", "--csv"});
+  if (!found.empty()) fail("eval: --task does not go with ", found);
 }
 
 Json rows_of(const Tensor& matrix) {
@@ -169,19 +183,19 @@ int run(const std::vector<std::string>& args) {
       "trained with masked_lm: perplexity and accuracy on 15 % of the tokens, hidden as in training. With "
       "--part: what a run kept for validation or test. With --tokens and --logits: the logits of given token ids. "
       "Several models, or several of --position (or all): a table of the loss by position, to --factor times the "
-      "original length",
+      "original length. With --task: how many questions it answers rightly",
       "eval");
   std::string tokens, logits, part, baseline, similarity, csv;
   std::vector<std::string> files, models;
   Extrapolation how;
   EvalOptions options;
   TextOptions text_options;
+  TaskFlags task;
   bool json = false;
   const auto positive = CLI::Range(int64_t{1}, int64_t{1} << 24);
   const auto count = CLI::Range(int64_t{0}, int64_t{1} << 60);
   app.add_option("files", files, "text to predict");
   app.add_option("-m,--model", models, "model directory or run; several for a table")
-      ->required()
       ->expected(1)
       ->take_all()
       ->allow_extra_args(false);
@@ -214,10 +228,19 @@ int run(const std::vector<std::string>& args) {
   in->needs(out);
   out->needs(in);
   add_position(app, how);
+  add_task(app, task);
   app.add_option("--csv", csv, "file to write a table to");
   app.add_flag("--json", json, "for scripts");
   add_compute(app);
   if (!parse(app, args)) return 0;
+  if (models.empty() && task.write.empty()) fail("eval: --model is required");
+  if (!task.tasks.empty()) {
+    refuse_beside_task(app);
+    task.seed = options.seed, task.options.chunk = options.chunk;
+    ask(task, models, how, files, json);
+    return 0;
+  }
+  refuse_without_task(app);
   const std::string& model = models.front();
   const auto methods = position_list(how.method);
   const bool table = models.size() > 1 || methods.size() > 1 || !csv.empty();

@@ -269,6 +269,42 @@ TEST_F(EvalCommand, PositionsAreMeasuredInOneTable) {
   EXPECT_EQ(folder.names(), Names({"attention", "csv", "model", "text"}));
 }
 
+TEST_F(EvalCommand, Tasks) {
+  write_atomic(folder / "choices.jsonl",
+               "{\"query\": \"The sky is\", \"choices\": [\"blue\", \"a fish\"], \"gold\": 0}\n"
+               "{\"query\": \"Water is\", \"choices\": [\"dry\", \"wet\"], \"gold\": 1}\n");
+  const ProgramResult run = eval({"--task", path("choices.jsonl"), "--task", "recall", "--length", "40,200",
+                                  "--samples", "1", "--max-answer", "3", "--json"});
+  ASSERT_EQ(run.code, 0) << run.err;
+  const Json tasks = Json::parse(run.out)[0]["tasks"];
+  ASSERT_EQ(tasks.size(), 12u);  // the file, two lengths at five depths, all
+  EXPECT_EQ(tasks[0]["group"], "choices.jsonl");
+  EXPECT_EQ(tasks[0]["accuracy"]["questions"], 2);
+  EXPECT_EQ(tasks[1]["group"], "recall 40 at 0.00");
+  EXPECT_EQ(tasks[11]["exact_match"]["questions"], 10);
+  EXPECT_EQ(tasks[11]["exact_match"]["value"], 0);
+  const ProgramResult table = eval({"--task", path("choices.jsonl")});
+  EXPECT_NE(table.out.find("choices.jsonl  2          "), std::string::npos) << table.out;
+
+  write_atomic(folder / "hay.txt", some_text(500));
+  ASSERT_EQ(
+      eval({"--task", "needle", path("hay.txt"), "--length", "300", "--samples", "2", "--write", path("needles.jsonl")})
+          .code,
+      0);
+  const std::string lines = read_file(folder / "needles.jsonl");
+  EXPECT_EQ(std::count(lines.begin(), lines.end(), '\n'), 10);
+  const ProgramResult asked = eval({"--task", path("needles.jsonl"), "--max-answer", "2", "--json"});
+  EXPECT_EQ(Json::parse(asked.out)[0]["tasks"][0]["exact_match"]["questions"], 10) << asked.err;
+
+  EXPECT_TRUE(refused(eval({"--task", "needle"}), {"--task needle needs text to hide keys in"}));
+  EXPECT_TRUE(refused(eval({"--task", "recall", path("hay.txt")}), {"--task recall reads no files"}));
+  EXPECT_TRUE(refused(eval({"--task", path("choices.jsonl"), path("hay.txt")}), {"reads no other files"}));
+  EXPECT_TRUE(refused(eval({"--task", path("hay.txt")}), {"hay.txt:1: no valid JSON"}));
+  EXPECT_TRUE(refused(eval({"--task", "recall", "--limit", "3"}), {"--task does not go with --limit"}));
+  EXPECT_TRUE(refused(eval({path("hay.txt"), "--shots", "3"}), {"--shots goes with --task"}));
+  EXPECT_TRUE(refused(eval({"--task", path("choices.jsonl"), "--shots", "2"}), {"expected more than the 2 examples"}));
+}
+
 TEST_F(EvalCommand, LongNamesAreRefused) {
   const std::string name(300, 'x');
   write_atomic(folder / "text", "some text");
