@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <set>
 
 #include "core/file.h"
 #include "core/registry.h"
@@ -58,6 +59,12 @@ TEST(Questions, Files) {
   EXPECT_EQ(found[1].group, "a.jsonl");
   const Question again = read_question(to_record(found[1]), "test");
   EXPECT_EQ(again.context + again.right(), "z w");
+  std::string many;
+  for (int i = 0; i < 5000; ++i) many += "{\"context\": \"question\", \"target\": \"" + std::to_string(i) + "\"}\n";
+  write_atomic(folder / "many.jsonl", many);
+  const auto all = read_questions(folder / "many.jsonl");
+  ASSERT_EQ(all.size(), 5000u);
+  EXPECT_EQ(all.back().right(), " 4999");
   write_atomic(folder / "b.jsonl", "{\"context\": \"x\", \"target\": \"y\"}\n{\"context\"");
   EXPECT_ERROR(read_questions(folder / "b.jsonl"), "b.jsonl:2: no valid JSON");
   write_atomic(folder / "c.jsonl", "\n\n");
@@ -95,6 +102,10 @@ TEST(Questions, RecallAsksForOneOfDifferentPairs) {
     const double pairs = static_cast<double>(q.context.size() - 4) / 8;
     EXPECT_EQ(at / 8, static_cast<size_t>(std::lround(depth * (pairs - 1))));
   }
+  const std::string many = recall_question(*bytes, 80'000, 0, 7).context;
+  std::set<std::string> keys;
+  for (size_t at = 0; at + 4 < many.size(); at += 8) keys.insert(many.substr(at, 4));
+  EXPECT_EQ(keys.size(), many.size() / 8);
   EXPECT_ERROR(recall_question(*bytes, 5, 0, 7), "length 5, expected 12");
 }
 
