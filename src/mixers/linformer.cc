@@ -3,7 +3,7 @@
 //   initial  k' = v' = 0                                                          [M, K] per key head
 //   update   k' += sum_t E_{p_t} k_t^T,  v' += sum_t F_{p_t} v_t^T                p_t the place of t in its document
 //   output   o_t = softmax(K^{-1/2} q_t k'^T) v',  k' and v' of t's whole document in the call and all before it
-//   cost     O(T M K) time, 2 M K state per key head
+//   cost     O(T M K) time for each document of a call, 2 M K state per key head
 // E, F [N, M] are learned and shared by all heads: row p is what place p gives to each mixture, so a shorter text uses
 // the first rows. share_kv: v = k and F = E. A token takes part in mixtures that earlier tokens read: no causal mixer.
 #include <ATen/ATen.h>

@@ -7,8 +7,8 @@
 //   cost     O(T M (V + C)) time, M V state per head
 // phi of random_features.cc, q and k times K^{-1/4}; p_t, the largest exponent among the document's keys so far, keeps
 // features within float32 and cancels but for their epsilon. No key moves an earlier output, as a maximum over all keys
-// would. Without p for generalised kernels, without d when not renormalized. Signed features have a d that may vanish:
-// d + 2 s where |d| <= s.
+// would. Without p for generalised kernels, without d when not renormalized. Signed features, and those without an
+// epsilon, have a d that may vanish: d + 2 s where |d| <= s.
 //   bidirectional   S over all tokens of t's document in the call, and those the state has read
 // Parameters carry attention's names and meaning: weights trained with softmax go on with phi.
 #include <ATen/ATen.h>
@@ -31,6 +31,8 @@ std::vector<std::string> feature_maps() {
   for (const auto& kind : FeatureMap::generalised_kinds()) kinds.push_back(kind);
   return kinds;
 }
+
+constexpr double kLeastDenominator = 1e-30;
 
 struct PerformerConfig : Config {
   int64_t num_attention_heads = 4;
@@ -70,6 +72,7 @@ struct PerformerConfig : Config {
       fail(who, ": num_key_value_heads is ", num_key_value_heads, ", expected a divisor of num_attention_heads ",
            num_attention_heads);
     }
+    check_rotary_base(who, rope_theta);
     if (!FeatureMap(feature_map, 0).is_softmax()) return;
     if (projection == "none") fail(who, ": feature_map ", feature_map, " needs a projection, expected one but none");
     if (!renormalize) fail(who, ": feature_map ", feature_map, " needs renormalize, expected true");
@@ -174,8 +177,9 @@ class Performer : public Mixer {
   }
 
   Tensor denominator(const Tensor& d) const {
-    if (!phi_.is_signed()) return d;
-    return d + 2 * config_.stabilizer * (d.abs() <= config_.stabilizer);
+    if (!phi_.is_signed() && phi_.epsilon() > 0) return d;
+    const double s = std::max(config_.stabilizer, kLeastDenominator);
+    return d + 2 * s * (d.abs() <= s);
   }
 
   std::string who_;

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "core/error.h"
+#include "mixers/feature_attention.h"
 #include "mixers/linear_recurrence.h"
 #include "mixers/random_features.h"
 #include "testing/plain_layer.h"
@@ -65,6 +66,37 @@ TEST(Performer, GoldenGeneralisedAttention) {
                             golden["v"].to(at::kDouble).transpose(1, 2)};
   EXPECT_CLOSE(attention(false, 0).transpose(1, 2), golden["gen_relu_out"], 1e-5);
   EXPECT_CLOSE(attention(true, 1e-6).transpose(1, 2), golden["gen_relu_out_causal"], 1e-5);
+}
+
+/// The layer's own operations, whose ReLU features have no shift that the golden's could differ from.
+TEST(Performer, GoldenGeneralisedAttentionOfTheOperation) {
+  const Golden golden("performer/favor_L64_d16_m32");
+  const auto heads = [&](const char* name) { return golden[name].to(at::kFloat).transpose(1, 2).contiguous(); };
+  const Tensor v = heads("v");
+  kernels::FeatureAttentionInput in{
+      .q = heads("q"), .k = heads("k"), .v = at::cat({v, at::ones_like(v).slice(3, 0, 1)}, 3)};
+  const int64_t B = v.size(0), H = v.size(2), K = in.q.size(3), M = golden["proj"].size(0);
+  in.projection = golden["proj"].to(at::kFloat), in.map = "relu", in.epsilon = 1e-3;
+  in.scale = std::pow(static_cast<double>(K), -0.25);
+  in.S = at::zeros({B, H, M, v.size(3) + 1}), in.fresh = at::ones({B}, at::kBool);
+  for (const bool causal : {false, true}) {
+    const Tensor o = (causal ? feature_attention(in, 16) : feature_attention_in_documents(in)).o;
+    const Tensor sums = o.slice(3, -1) + (causal ? 1e-6 : 0);
+    EXPECT_CLOSE((o.slice(3, 0, -1) / sums).transpose(1, 2), golden[causal ? "gen_relu_out_causal" : "gen_relu_out"],
+                 1e-5)
+        << causal;
+  }
+}
+
+TEST(Performer, FeaturesThatAllVanishGiveNothing) {
+  at::NoGradGuard no_grad;
+  for (const bool causal : {true, false}) {
+    const auto mixer = make_mixer(causal ? "performer" : "performer_bidirectional",
+                                  {{"feature_map", "relu"}, {"kernel_epsilon", 0}, {"num_features", 4}}, 16);
+    State state = mixer->initial_state(2);
+    EXPECT_TRUE(mixer->forward(normal({2, 9, 16}, 1) * 0, state, {}).eq(0).all().item<bool>());
+  }
+  EXPECT_ERROR(make_mixer("performer", {{"rope_theta", 1e-300}}, 16), "expected a base above 1, or 0 for none");
 }
 
 /// phi(x) as random_features.cc's head has it, with the shift written out.

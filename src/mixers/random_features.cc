@@ -99,7 +99,7 @@ Tensor draw_projection(int64_t M, int64_t K, Drawing rows, RowNorms norms, at::T
     }
     w = at::cat(blocks, 0).slice(0, 0, M).slice(1, 0, K);
   }
-  if (norms == RowNorms::sqrt) return w * std::sqrt(static_cast<double>(size));
+  if (norms == RowNorms::sqrt) return w * (std::sqrt(static_cast<double>(K)) / w.norm(2, {1}, /*keepdim=*/true));
   return w * at::randn({M, size}, options).norm(2, {1}, /*keepdim=*/true);
 }
 

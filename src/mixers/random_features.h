@@ -18,7 +18,8 @@ enum class RowNorms { chi, sqrt };
 Drawing drawing(const std::string& name);
 
 /// [M, K] from the global generator. Each row alone is N(0, I) with chi norms, and uniform on the sphere of radius
-/// sqrt(K) with sqrt (regularised softmax); rows of an orthogonal block of K are orthogonal.
+/// sqrt(K) with sqrt (regularised softmax); rows of an orthogonal block of K are orthogonal, but for h-orf's where K is
+/// no power of two: those are cut from blocks of the next one.
 Tensor draw_projection(int64_t M, int64_t K, Drawing rows, RowNorms norms, at::TensorOptions options);
 
 /// Standard normal blocks [n, K, K] -> [n K, K], the rows of each block orthonormal and uniformly distributed.

@@ -203,7 +203,9 @@ TEST(RandomFeatures, RowsAreWhatTheirNamesSay) {
     EXPECT_NEAR(chi.mean().item<double>(), 8, 0.3) << rows;
     EXPECT_NEAR(chi.var().item<double>(), 16, 2) << rows;
   }
-  EXPECT_CLOSE(draw("iid", M, K, RowNorms::sqrt).square().sum(1), at::full({M}, 8.0, kDouble), 1e-12);
+  for (const auto& [rows, _] : kRows) {  // also where Hadamard blocks are larger than the head
+    EXPECT_CLOSE(draw(rows, M, 6, RowNorms::sqrt).square().sum(1), at::full({M}, 6.0, kDouble), 1e-12) << rows;
+  }
 }
 
 /// The Gaussian's second moments, also for head sizes that are no power of two, and the fourth along each axis.

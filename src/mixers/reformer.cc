@@ -4,7 +4,8 @@
 //   output   o_t = sum_r softmax_r(l_r) o_r,  o_r = softmax(scores) v and l_r = logsumexp(scores) of what t sees in r
 //   scores   K^{-1/2} q_t . k_j, k_j = q_j / |q_j|; kSelfScore for j = t; less ln(c + 1e-9) unless
 //            allow_duplicate_attention, c the rounds in which t sees j
-//   cost     O(T R W K) time, 2 R n W K state per head
+//   cost     O(T R (W + n W / C) K) time for pieces of C tokens, each of which sorts all buckets; 2 R n W K state per
+//   head
 // What t sees in round r: sort the tokens of its document up to t by (bucket, place), as lsh.cc sorts whole sequences.
 // t sees itself and the W - 1 tokens before it, W = 2 bucket_size: of its own bucket the newest, then, with
 // attend_across_buckets, the newest of the bucket before it, and so on. The published chunks of bucket_size hold
@@ -47,6 +48,7 @@ struct ReformerConfig : Config {
   }
   void validate(const std::string& who) override {
     if (num_buckets % 2 != 0) fail(who, ": num_buckets is ", num_buckets, ", expected an even number");
+    check_rotary_base(who, rope_theta);
   }
 };
 

@@ -25,6 +25,10 @@ struct RetentionConfig : RecurrentConfig {
     list.push_back({"rope_theta", &rope_theta, at_least(0), "rotary base; 0 for none"});
     return list;
   }
+  void validate(const std::string& who) override {
+    RecurrentConfig::validate(who);
+    check_rotary_base(who, rope_theta);
+  }
 };
 
 class Retention : public RecurrentLayer {

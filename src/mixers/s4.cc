@@ -148,8 +148,8 @@ std::pair<Tensor, Tensor> LowRankStateSpace::step(const Tensor& u, const Tensor&
   return {2 * at::real(C_ * next).sum(2), next};
 }
 
-std::unique_ptr<StateSpace::Pieces> LowRankStateSpace::pieces(int64_t L, at::ScalarType type) const {
-  return std::make_unique<LowRankPieces>(system_, step_, C_, L, type);
+std::shared_ptr<const StateSpace::Pieces> LowRankStateSpace::make_pieces(int64_t L, at::ScalarType type) const {
+  return std::make_shared<LowRankPieces>(system_, step_, C_, L, type);
 }
 
 namespace {

@@ -47,7 +47,10 @@ class LowRankStateSpace : public StateSpace {
  public:
   LowRankStateSpace(LowRankSystem system, Tensor C);
   std::pair<Tensor, Tensor> step(const Tensor& u, const Tensor& x) const override;
-  std::unique_ptr<Pieces> pieces(int64_t L, at::ScalarType type) const override;
+  int64_t few_tokens() const override { return 32; }
+
+ protected:
+  std::shared_ptr<const Pieces> make_pieces(int64_t L, at::ScalarType type) const override;
 
  private:
   LowRankSystem system_;

@@ -65,12 +65,6 @@ DiagonalSystem discretize(const DiagonalSystem& system, const Tensor& dt, Discre
   return {(1 + half).log() - (1 - half).log(), B * dt / (1 - half)};
 }
 
-Tensor s4d_kernel(const DiagonalSystem& discrete, const Tensor& C, int64_t L) {
-  const Tensor powers = diagonal_powers(discrete.A, L, at::kDouble);  // [D, L, N/2]
-  const Tensor weights = (C * discrete.B).transpose(0, 1);            // [D, channels, N/2]
-  return 2 * at::real(at::bmm(weights, powers.transpose(1, 2))).transpose(0, 1);
-}
-
 DiagonalStateSpace::DiagonalStateSpace(DiagonalSystem discrete, Tensor C)
     : discrete_(std::move(discrete)), C_(std::move(C)), dA_(discrete_.A.exp()) {}
 
@@ -79,8 +73,8 @@ std::pair<Tensor, Tensor> DiagonalStateSpace::step(const Tensor& u, const Tensor
   return {2 * at::real(C_ * next).sum(2), next};
 }
 
-std::unique_ptr<StateSpace::Pieces> DiagonalStateSpace::pieces(int64_t L, at::ScalarType type) const {
-  return std::make_unique<DiagonalPieces>(discrete_, C_, dA_, L, type);
+std::shared_ptr<const StateSpace::Pieces> DiagonalStateSpace::make_pieces(int64_t L, at::ScalarType type) const {
+  return std::make_shared<DiagonalPieces>(discrete_, C_, dA_, L, type);
 }
 
 Tensor clipped(const Tensor& B) { return at::complex(at::real(B), at::imag(B).clamp(-2, 2)); }

@@ -14,15 +14,15 @@ struct DiagonalSystem {
 /// x' = A x + B u with steps dt float64 [D, 1]: A becomes log dA.        (S4D, 2022, section 3.2; zoh or bilinear)
 DiagonalSystem discretize(const DiagonalSystem& system, const Tensor& dt, Discretization method);
 
-/// K_l = 2 Re(C . dA^l dB), l = 0 .. L-1: C complex128 [channels, D, N/2] -> float64 [channels, D, L].
-Tensor s4d_kernel(const DiagonalSystem& discrete, const Tensor& C, int64_t L);
-
 /// For C complex128 [D, N/2].
 class DiagonalStateSpace : public StateSpace {
  public:
   DiagonalStateSpace(DiagonalSystem discrete, Tensor C);
   std::pair<Tensor, Tensor> step(const Tensor& u, const Tensor& x) const override;
-  std::unique_ptr<Pieces> pieces(int64_t L, at::ScalarType type) const override;
+  int64_t few_tokens() const override { return 8; }
+
+ protected:
+  std::shared_ptr<const Pieces> make_pieces(int64_t L, at::ScalarType type) const override;
 
  private:
   DiagonalSystem discrete_;

@@ -35,10 +35,12 @@ TEST_P(S4DGolden, KernelAndGradients) {
   const Golden golden("s4/s4d_" + GetParam());
   const Leaves leaves(golden);
   const int64_t L = golden["u"].size(2);
-  const Tensor K = s4d_kernel(leaves.discrete(Discretization::zoh), leaves.C(), L);
+  const auto kernel = [&](Discretization method) {
+    return DiagonalStateSpace(leaves.discrete(method), leaves.C()[0]).pieces(L, at::kDouble)->kernel().unsqueeze(0);
+  };
+  const Tensor K = kernel(Discretization::zoh);
   EXPECT_CLOSE(K.detach(), golden["K_zoh"], 1e-5);
-  EXPECT_CLOSE(s4d_kernel(leaves.discrete(Discretization::bilinear), leaves.C(), L).detach(), golden["K_bilinear"],
-               1e-5);
+  EXPECT_CLOSE(kernel(Discretization::bilinear).detach(), golden["K_bilinear"], 1e-5);
   const auto gradients = torch::autograd::grad({(K * golden["probe"]).sum()}, leaves.all());
   size_t i = 0;
   for (const char* name : {"inv_dt", "A_real", "A_imag", "B_re", "B_im", "C_re", "C_im"}) {

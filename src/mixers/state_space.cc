@@ -9,8 +9,7 @@
 namespace lineal {
 namespace {
 
-constexpr int64_t kFewTokens = 8;  // for which steps are faster than powers of dA
-constexpr int64_t kBlock = 64;     // up to which a matrix product is faster than Fourier transforms
+constexpr int64_t kBlock = 64;  // up to which a matrix product is faster than Fourier transforms
 
 /// A call's tokens in pieces of L that cross no start of a document; the last of each document may be shorter.
 class Cut {
@@ -122,6 +121,12 @@ class Cut {
 
 }  // namespace
 
+std::shared_ptr<const StateSpace::Pieces> StateSpace::pieces(int64_t L, at::ScalarType type) const {
+  if (at::GradMode::is_enabled()) return make_pieces(L, type);
+  if (!kept_.pieces || kept_.L != L || kept_.type != type) kept_ = {L, type, make_pieces(L, type)};
+  return kept_.pieces;
+}
+
 Tensor real_view(const Tensor& x) { return at::view_as_real(x.resolve_conj()).flatten(-2); }
 
 Tensor complex_view(const Tensor& x) { return at::view_as_complex(x.unflatten(-1, {x.size(-1) / 2, 2}).contiguous()); }
@@ -194,7 +199,7 @@ Tensor state_space_pieces(const StateSpace& system, const Tensor& u, Tensor& x, 
 }
 
 Tensor state_space(const StateSpace& system, const Tensor& u, Tensor& x, int64_t chunk_size, const Segments& segments) {
-  if (u.size(1) <= std::min(kFewTokens, chunk_size)) return state_space_steps(system, u, x, segments);
+  if (u.size(1) <= std::min(system.few_tokens(), chunk_size)) return state_space_steps(system, u, x, segments);
   return state_space_pieces(system, u, x, chunk_size, segments);
 }
 

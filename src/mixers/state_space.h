@@ -43,7 +43,22 @@ class StateSpace {
     /// dA^L x.
     virtual Tensor advance(const Tensor& x) const = 0;
   };
-  virtual std::unique_ptr<Pieces> pieces(int64_t L, at::ScalarType type) const = 0;
+  /// With gradients off the last ones are kept: a text that is read in calls of one length makes them once. Not for
+  /// several threads at once.
+  std::shared_ptr<const Pieces> pieces(int64_t L, at::ScalarType type) const;
+  /// Tokens of a call up to which steps take less than making pieces.
+  virtual int64_t few_tokens() const = 0;
+
+ protected:
+  virtual std::shared_ptr<const Pieces> make_pieces(int64_t L, at::ScalarType type) const = 0;
+
+ private:
+  struct Kept {
+    int64_t L = 0;
+    at::ScalarType type = at::kFloat;
+    std::shared_ptr<const Pieces> pieces;
+  };
+  mutable Kept kept_;
 };
 
 /// u [B, T, D], x [B, D, N/2, 2] -> y [B, T, D]; x becomes the state after the last token. Short calls step, others

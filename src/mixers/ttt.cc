@@ -245,6 +245,7 @@ TTT::TTT(std::string name, const TTTConfig& config, int64_t D, std::unique_ptr<I
       K_(head_size(name_, D, H_)),
       inner_(std::move(inner)),
       shapes_(inner_->weights(K_)) {
+  check_rotary_base(name_, config.rope_theta);
   if (config.rope_theta > 0 && K_ % 2 != 0) fail(name_, ": head size is ", K_, ", rotary embedding needs an even one");
   if (config.form == "dual" && !inner_->has_dual()) {
     fail(name_, ": form is dual and the inner model has none, expected form auto or primal, or an inner model with ",

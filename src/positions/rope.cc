@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "core/error.h"
 #include "kernels/kernels.h"
 
 namespace lineal {
@@ -18,6 +19,10 @@ Tensor rope_reference(const kernels::RopeInput& in) {
 }
 
 }  // namespace
+
+void check_rotary_base(const std::string& who, double theta) {
+  if (theta > 0 && theta <= 1) fail(who, ": rope_theta is ", theta, ", expected a base above 1, or 0 for none");
+}
 
 Frequencies rope_frequencies(int64_t K, double theta) {
   return {(at::arange(0, K, 2, at::kDouble) * (-std::log(theta) / static_cast<double>(K))).exp()};

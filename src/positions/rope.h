@@ -6,6 +6,8 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/TensorOptions.h>
 
+#include <string>
+
 namespace lineal {
 
 using at::Tensor;
@@ -19,6 +21,8 @@ struct Frequencies {
   double scale = 1;
 };
 Frequencies rope_frequencies(int64_t K, double theta);
+/// Throws Error for a base that turns nothing or backwards, above 0 (none at all) and up to 1.
+void check_rotary_base(const std::string& who, double theta);
 
 /// Angles of some positions, what kernels::RopeInput names c and s: [P, K].
 struct RopeTable {
