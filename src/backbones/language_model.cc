@@ -43,7 +43,9 @@ Tensor recompute_block(Block& block, const Tensor& x, State& state, const Segmen
 }
 
 BlockConfig block_config(const LanguageModelConfig& config) {
-  return {config.hidden_size, config.intermediate_size, config.rms_norm_eps, config.pre_conv, config.conv_kernel};
+  return {config.hidden_size, config.intermediate_size, config.norm, config.rms_norm_eps,
+          config.pre_conv,    config.conv_kernel,       config.ffn,  config.activation,
+          config.ffn_bias,    config.parallel_residual};
 }
 
 int64_t count_parameters(const torch::nn::Module& module) {
@@ -64,12 +66,24 @@ std::vector<Field> LanguageModelConfig::fields() {
       {"initializer_range", &initializer_range, between(0, 10), "deviation of the initial weights"},
       {"pre_conv", &pre_conv, {}, "a short convolution before each mixer"},
       {"conv_kernel", &conv_kernel, between(1, 64), "width of that convolution"},
+      {"norm", &norm, one_of(norm_names()), "RMS norm, or layer norm with weight and bias", "rms"},
+      {"final_norm_eps", &final_norm_eps, between(-1, 1), "of the norm before the head; below 0: rms_norm_eps", -1.0},
+      {"ffn", &ffn, one_of(feed_forward_names()), "the feed-forward part: gated, plain, or RWKV's", "swiglu"},
+      {"activation", &activation, one_of(activation_names()), "of the feed-forward part", "silu"},
+      {"ffn_bias", &ffn_bias, {}, "its maps have biases", false},
+      {"parallel_residual", &parallel_residual, {}, "mixer and feed-forward part read the same input", false},
+      {"max_positions", &max_positions, between(0, 1 << 24), "learned positions: a document's tokens at most; 0: none",
+       0},
+      {"embed_norm", &embed_norm, {}, "a norm after the embedding", false},
       {"tokenizer", &tokenizer, {}, "how text becomes tokens"},
       {"objective", &objective, {}, "what it was trained for (lineal list)"},
   };
 }
 
 void LanguageModelConfig::validate(const std::string& who) {
+  if (parallel_residual && intermediate_size == 0) {
+    fail(who, ": parallel_residual is true, expected false without a feed-forward part (intermediate_size 0)");
+  }
   if (layers.empty()) fail(who, ": no layers, expected a plan such as 'ttt_linear*4'");
   double count = 0;
   try {
@@ -86,7 +100,9 @@ void LanguageModelConfig::validate(const std::string& who) {
 
 int64_t LanguageModelConfig::parameter_count() const {
   const ShapesOnly shapes;
-  int64_t count = hidden_size + vocab_size * hidden_size * (tie_word_embeddings ? 1 : 2), of_layer = 0;
+  const int64_t rows = vocab_size * (tie_word_embeddings ? 1 : 2) + max_positions;
+  int64_t count = rows * hidden_size, of_layer = 0;
+  count += (embed_norm ? 2 : 1) * count_parameters(*make_norm(norm, hidden_size, rms_norm_eps));
   for (size_t i = 0; i < layers.size(); ++i) {
     const bool again = i > 0 && layers[i] == layers[i - 1];
     if (!again) of_layer = count_parameters(Block(block_config(*this), layers[i]));
@@ -123,12 +139,18 @@ LanguageModel::LanguageModel(const LanguageModelConfig& config, Parameters param
   auto model = register_module("model", std::make_shared<torch::nn::Module>("model"));
   auto embed = model->register_module("embed_tokens", std::make_shared<torch::nn::Module>("embed_tokens"));
   embed_tokens_ = embed->register_parameter("weight", at::empty({config.vocab_size, config.hidden_size}));
+  if (config.max_positions > 0) {
+    positions_ = model->register_module("embed_positions",
+                                        std::make_shared<PositionTable>(config.max_positions, config.hidden_size));
+  }
+  const auto norm = [&](double eps) { return make_norm(config.norm, config.hidden_size, eps); };
+  if (config.embed_norm) embed_norm_ = model->register_module("embed_norm", norm(config.rms_norm_eps));
   auto layers = model->register_module("layers", std::make_shared<torch::nn::Module>("layers"));
   const BlockConfig block = block_config(config);
   for (const auto& layer : config.layers) {
     blocks_.push_back(layers->register_module(std::to_string(blocks_.size()), std::make_shared<Block>(block, layer)));
   }
-  norm_ = model->register_module("norm", std::make_shared<RmsNorm>(config.hidden_size, config.rms_norm_eps));
+  norm_ = model->register_module("norm", norm(config.final_norm_eps < 0 ? config.rms_norm_eps : config.final_norm_eps));
   if (!config.tie_word_embeddings) {
     auto head = register_module("lm_head", std::make_shared<torch::nn::Module>("lm_head"));
     lm_head_ = head->register_parameter("weight", at::empty({config.vocab_size, config.hidden_size}));
@@ -140,19 +162,21 @@ void LanguageModel::reset_parameters() {
   at::NoGradGuard no_grad;
   const double deviation = config_.initializer_range;
   embed_tokens_.normal_(0, deviation);
+  if (positions_) positions_->reset_parameters(deviation);
+  if (embed_norm_) embed_norm_->reset_parameters();
   for (auto& block : blocks_) block->reset_parameters(deviation);
   norm_->reset_parameters();
   if (lm_head_.defined()) lm_head_.normal_(0, deviation);
 }
 
 State LanguageModel::initial_state(int64_t B) const {
-  State state;
+  State state = positions_ ? positions_->initial_state(B) : State();
   State& layers = state.child("layers");
   for (size_t i = 0; i < blocks_.size(); ++i) layers.child(std::to_string(i)) = blocks_[i]->initial_state(B);
   return state;
 }
 
-Tensor LanguageModel::embed(const Tensor& tokens) const {
+Tensor LanguageModel::embed(const Tensor& tokens, State& state, const Segments& segments, const Rows* rows) const {
   Dims("language_model").check(tokens, "BT", "tokens");
   if (tokens.size(1) < 1) fail("language_model: no tokens, expected at least one");
   const Tensor ids = tokens.to(at::kCPU, at::kLong).contiguous();
@@ -162,11 +186,13 @@ Tensor LanguageModel::embed(const Tensor& tokens) const {
     fail("language_model: token id ", *bad, " at [", (bad - first) / ids.size(1), ", ", (bad - first) % ids.size(1),
          "] is out of range, expected 0 to ", config_.vocab_size - 1);
   }
-  return at::embedding(embed_tokens_, tokens);
+  const Tensor x = at::embedding(embed_tokens_, tokens);
+  const Tensor y = positions_ ? positions_->forward(x, state, segments, rows) : x;
+  return embed_norm_ ? embed_norm_->forward(y) : y;
 }
 
 Tensor LanguageModel::hidden(const Tensor& tokens, State& state, const Segments& segments) {
-  Tensor x = embed(tokens);
+  Tensor x = embed(tokens, state, segments);
   State& layers = state.child("layers");
   const bool again = recompute && at::GradMode::is_enabled();
   for (size_t i = 0; i < blocks_.size(); ++i) {
@@ -186,7 +212,7 @@ Tensor LanguageModel::step(const Tensor& tokens, State& pool, const Rows& rows) 
   const at::NoGradGuard no_grad;
   const at::AutoDispatchBelowADInplaceOrView below;  // nothing here is recorded
   Dims("language_model", {{'B', rows.count()}}).check(tokens, "B", "tokens");
-  Tensor x = embed(tokens.unsqueeze(1));
+  Tensor x = embed(tokens.unsqueeze(1), pool, {}, &rows);
   State& layers = pool.child("layers");
   for (size_t i = 0; i < blocks_.size(); ++i) x = blocks_[i]->step(x, layers.child(std::to_string(i)), rows);
   return head(norm_->forward(x)).squeeze(1);

@@ -1,4 +1,4 @@
-// The language model: token embedding, blocks, norm, head.
+// The language model: token embedding (learned positions, norm), blocks, norm, head.
 #pragma once
 
 #include <torch/nn/module.h>
@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "backbones/block.h"
+#include "backbones/position_table.h"
 
 namespace lineal {
 
@@ -19,6 +20,14 @@ struct LanguageModelConfig : Config {
   double initializer_range = 0.02;
   bool pre_conv = false;
   int64_t conv_kernel = 4;
+  std::string norm = "rms";
+  double final_norm_eps = -1;
+  std::string ffn = "swiglu";
+  std::string activation = "silu";
+  bool ffn_bias = false;
+  bool parallel_residual = false;
+  int64_t max_positions = 0;
+  bool embed_norm = false;
   std::string tokenizer = "bytes";
   std::string objective = "causal_lm";
   std::vector<Layer> layers;  // from a plan or a list, see layer_plan.h
@@ -42,9 +51,9 @@ class LanguageModel : public torch::nn::Module {
   void reset_parameters();
   const LanguageModelConfig& config() const { return config_; }
 
-  /// Children layers.0 .. layers.L-1.
+  /// Children layers.0 .. layers.L-1, and with learned positions the part `position` [B].
   State initial_state(int64_t B) const;
-  /// tokens int64 [B, T], T >= 1 -> the last norm's output [B, T, D]; an id outside the vocabulary is an Error.
+  /// tokens int64 [B, T], T >= 1 -> the last norm's output [B, T, D].
   Tensor hidden(const Tensor& tokens, State& state, const Segments& segments = {});
   /// hidden [B, T, D] -> logits [B, T, N].
   Tensor head(const Tensor& hidden);
@@ -57,8 +66,8 @@ class LanguageModel : public torch::nn::Module {
   /// B = rows.count() -> logits [B, N]. Those rows change in place, as in Mixer::step; no gradients.
   Tensor step(const Tensor& tokens, State& pool, const Rows& rows);
 
-  /// tokens int64 [B, T] -> [B, T, D], checked.
-  Tensor embed(const Tensor& tokens) const;
+  /// tokens int64 [B, T], T >= 1 -> what the first block reads, [B, T, D]; an id outside the vocabulary is an Error.
+  Tensor embed(const Tensor& tokens, State& state, const Segments& segments = {}, const Rows* rows = nullptr) const;
   const std::vector<std::shared_ptr<Block>>& blocks() const { return blocks_; }
   int64_t parameter_count() const;
 
@@ -69,7 +78,8 @@ class LanguageModel : public torch::nn::Module {
   LanguageModelConfig config_;
   Tensor embed_tokens_, lm_head_;
   std::vector<std::shared_ptr<Block>> blocks_;
-  std::shared_ptr<RmsNorm> norm_;
+  std::shared_ptr<PositionTable> positions_;  // null without max_positions
+  std::shared_ptr<Norm> embed_norm_, norm_;
 };
 
 }  // namespace lineal

@@ -70,7 +70,8 @@ std::vector<BlockError> propagate_error(LanguageModel& a, LanguageModel& b, cons
   }
   const at::NoGradGuard no_grad;
   const int64_t B = tokens.size(0);
-  Tensor x = a.embed(tokens), y = b.embed(tokens);
+  State of_a_state = a.initial_state(B), of_b_state = b.initial_state(B);
+  Tensor x = a.embed(tokens, of_a_state), y = b.embed(tokens, of_b_state);
   std::vector<BlockError> errors;
   for (size_t i = 0; i < a.blocks().size(); ++i) {
     const auto run = [&](Block& block, const Tensor& in) {

@@ -110,6 +110,14 @@ void Config::read(const Json& object, const std::string& who) {
 }
 
 Json Config::write() const {
+  Json object = values();
+  for (const auto& field : const_cast<Config*>(this)->fields()) {
+    if (!field.unwritten.is_null() && field.get() == field.unwritten) object.erase(field.name);
+  }
+  return object;
+}
+
+Json Config::values() const {
   Json object = Json::object();
   for (const auto& field : const_cast<Config*>(this)->fields()) object[field.name] = field.get();
   return object;

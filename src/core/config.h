@@ -29,12 +29,14 @@ inline Range one_of(std::vector<std::string> choices) { return {.choices = std::
 /// Sizes: small enough that a product of three fits 64 bits.
 inline Range size_range() { return between(1, 1 << 20); }
 
-/// One option: its name, where it lives, what it admits, and a line of help. The default is the value it holds.
+/// One option: its name, where it lives, what it admits, and a line of help. The default is the value it holds. A
+/// field that came later has that default as `unwritten`: files and fingerprints from before it stay as they are.
 struct Field {
   std::string name;
   std::variant<bool*, int64_t*, double*, std::string*> target;
   Range range;
   std::string help;
+  Json unwritten = nullptr;
 
   /// Sets the value from JSON, or from text as a command line gives it; throws Error "who: field ... expected ... got".
   void set(const Json& value, const std::string& who);
@@ -52,7 +54,10 @@ struct Config {
 
   /// Sets the fields named in `object`; an unknown name is an error that suggests the nearest. Validates.
   void read(const Json& object, const std::string& who);
+  /// The fields, but those that hold what they need not write.
   Json write() const;
+  /// Every field.
+  Json values() const;
   std::vector<std::string> names() const;
   bool has(const std::string& name) const;
   /// One line per field: name, default, range, help.

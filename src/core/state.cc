@@ -37,6 +37,8 @@ const Tensor& State::at(const std::string& name) const {
 
 bool State::has(const std::string& name) const { return lookup(parts_, name) != parts_.end(); }
 
+bool State::has_child(const std::string& name) const { return lookup(children_, name) != children_.end(); }
+
 State& State::child(const std::string& name) {
   const auto found = lookup(children_, name);
   return found != children_.end() ? found->second : children_.emplace_back(name, State()).second;

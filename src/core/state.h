@@ -26,6 +26,7 @@ class State {
   Tensor& operator[](const std::string& name);
   const Tensor& at(const std::string& name) const;
   bool has(const std::string& name) const;
+  bool has_child(const std::string& name) const;
   State& child(const std::string& name);
   const State& child(const std::string& name) const;
 

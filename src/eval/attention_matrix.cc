@@ -56,8 +56,8 @@ Tensor attention_matrix(LanguageModel& model, const Tensor& tokens, int64_t laye
   const auto L = static_cast<int64_t>(model.blocks().size());
   if (layer < 0 || layer >= L) fail("attention matrix: layer ", layer, ", expected 0 to ", L - 1);
   const at::NoGradGuard no_grad;
-  Tensor x = model.embed(tokens);
   State state = model.initial_state(tokens.size(0));
+  Tensor x = model.embed(tokens, state);
   for (int64_t i = 0; i < layer; ++i) {
     x = model.blocks()[static_cast<size_t>(i)]->forward(x, state.child("layers").child(std::to_string(i)), {});
   }
@@ -66,8 +66,8 @@ Tensor attention_matrix(LanguageModel& model, const Tensor& tokens, int64_t laye
 
 std::vector<Tensor> attention_matrices(LanguageModel& model, const Tensor& tokens) {
   const at::NoGradGuard no_grad;
-  Tensor x = model.embed(tokens);
   State state = model.initial_state(tokens.size(0));
+  Tensor x = model.embed(tokens, state);
   std::vector<Tensor> matrices;
   for (size_t i = 0; i < model.blocks().size(); ++i) {
     matrices.push_back(matrix_of(model, x, i));

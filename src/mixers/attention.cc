@@ -1,7 +1,8 @@
 // Attention: softmax over all past keys, the quadratic baseline.                  (Attention Is All You Need, 2017)
 //   state    keys and values of the document so far                                 k, v [B, S, H_kv, K]
 //   output   o_t = sum_j softmax_j(score(q_t, k_j)) v_j,  j <= t in t's document, t - j < sliding_window when set
-//   score    K^{-1/2} q_t . k_j, both turned by their places; or what src/positions/ makes of both places
+//   score    K^{-1/2} q_t . k_j (or scale for K^{-1/2}), both turned by their places; or what src/positions/ makes of
+//            both places
 //   cost     O(T S K) time, 2 S K state per key head; with a window W O(T W K) and 2 W K
 // Grouped queries: head h reads key head floor(h H_kv / H).    (GQA, 2023)    Window: Longformer, 2020; Mistral, 2023.
 // For texts longer than the L_0 tokens trained on, p_t a token's place in its document:
@@ -36,6 +37,10 @@ struct AttentionConfig : Config {
   int64_t sink_tokens = 0;
   bool log_n = false;
   bool key_norm = false;
+  int64_t head_dim = 0;
+  bool qkv_bias = false;
+  bool out_bias = false;
+  double scale = 0;
   PositionConfig position;
 
   std::vector<Field> fields() override {
@@ -46,6 +51,10 @@ struct AttentionConfig : Config {
         {"sink_tokens", &sink_tokens, between(0, 1 << 20), "a document's first tokens, seen beside the window"},
         {"log_n", &log_n, {}, "queries times the logarithm of their place, of base original_length"},
         {"key_norm", &key_norm, {}, "keys of one length"},
+        {"head_dim", &head_dim, between(0, 1 << 20), "size of a head; 0: hidden_size / num_attention_heads", 0},
+        {"qkv_bias", &qkv_bias, {}, "what makes queries, keys and values has a bias", false},
+        {"out_bias", &out_bias, {}, "what makes the output has a bias", false},
+        {"scale", &scale, between(0, 1e6), "of the scores; 0: one over the root of a head's size", 0.0},
     };
     for (const Field& field : position.fields()) list.push_back(field);
     return list;
@@ -72,7 +81,7 @@ class Attention : public Mixer {
         D_(D),
         H_(config.num_attention_heads),
         H_kv_(config.num_key_value_heads > 0 ? config.num_key_value_heads : H_),
-        K_(head_size("attention", D, H_)),
+        K_(config.head_dim > 0 ? config.head_dim : head_size("attention", D, H_)),
         window_(config.sliding_window),
         sinks_(config.sink_tokens),
         position_(make_position(config.position, K_, H_)) {
@@ -80,10 +89,10 @@ class Attention : public Mixer {
       fail("attention: sink_tokens is ", sinks_, ", expected 0 with position ", config.position.position,
            ", whose scores are no products of turned keys");
     }
-    q_proj_ = register_module("q_proj", linear(D, D));
-    k_proj_ = register_module("k_proj", linear(D, H_kv_ * K_));
-    v_proj_ = register_module("v_proj", linear(D, H_kv_ * K_));
-    o_proj_ = register_module("o_proj", linear(D, D));
+    q_proj_ = register_module("q_proj", linear(D, H_ * K_, config.qkv_bias));
+    k_proj_ = register_module("k_proj", linear(D, H_kv_ * K_, config.qkv_bias));
+    v_proj_ = register_module("v_proj", linear(D, H_kv_ * K_, config.qkv_bias));
+    o_proj_ = register_module("o_proj", linear(H_ * K_, D, config.out_bias));
   }
 
   /// Parts: k, v [B, S, H_kv, K], newest last, and position [B], the tokens of the document read. A row's last
@@ -111,6 +120,7 @@ class Attention : public Mixer {
     call.q = q_proj_(x).to(type).unflatten(2, {H_, K_});       // [B, T, H, K]
     Tensor k = k_proj_(x).to(type).unflatten(2, {H_kv_, K_});  // [B, T, H_kv, K]
     const Tensor v = v_proj_(x).to(type).unflatten(2, {H_kv_, K_});
+    if (config_.scale > 0) call.q = call.q * (config_.scale * std::sqrt(static_cast<double>(K_)));
     if (config_.log_n) call.q = call.q * log_n(call.place).to(type);
     if (config_.key_norm) k = k * (k.square().mean(-1, /*keepdim=*/true) + 1e-12).rsqrt();
     k = position_->turn(k, call.place);

@@ -40,6 +40,7 @@ inline LinearMap linear(int64_t in, int64_t out, bool bias = false) { return Lin
 inline void reset_linear(LinearMap& map, double deviation) {
   at::NoGradGuard no_grad;
   map->weight.normal_(0, deviation);
+  if (map->bias.defined()) map->bias.zero_();
 }
 
 }  // namespace lineal

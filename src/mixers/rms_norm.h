@@ -2,27 +2,20 @@
 // eq. 4)
 #pragma once
 
-#include <ATen/core/Tensor.h>
-#include <torch/nn/module.h>
-
-#include <utility>
+#include "mixers/norm.h"
 
 namespace lineal {
-
-using at::Tensor;
 
 /// x [..., D], weight [D] -> [..., D], in bfloat16 if `narrow`.
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps, bool narrow = false);
 
 /// Under bfloat16 autocast the norm is rounded to bfloat16, as it would be on its way into a matrix product.
-class RmsNorm : public torch::nn::Module {
+class RmsNorm : public Norm {
  public:
   RmsNorm(int64_t D, double eps);
-  /// x [..., D] -> [..., D].
-  Tensor forward(const Tensor& x) const;
-  /// The norm of x + added, and that sum.
-  std::pair<Tensor, Tensor> add(const Tensor& x, const Tensor& added) const;
-  void reset_parameters();
+  Tensor forward(const Tensor& x) const override;
+  std::pair<Tensor, Tensor> add(const Tensor& x, const Tensor& added) const override;
+  void reset_parameters() override;
 
   Tensor weight;
 

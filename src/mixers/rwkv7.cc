@@ -25,6 +25,7 @@
 #include "mixers/linear.h"
 #include "mixers/mixer.h"
 #include "mixers/probe.h"
+#include "mixers/token_shift.h"
 
 namespace lineal {
 namespace {
@@ -150,7 +151,7 @@ class RWKV7 : public Mixer {
     const Dims dims = check_input("rwkv7", x, state, D_);
     const auto type = state_options().dtype().toScalarType();
     const auto heads = [&](const Tensor& y) { return y.to(type).unflatten(2, {H_, K_}); };
-    const Tensor change = previous(x.to(type), state, segments) - x.to(type);
+    const Tensor change = token_shift(x.to(type), state["shift"], segments) - x.to(type);
     state["position"] = segments.positions(state["position"], dims['T']).select(1, -1) + 1;
     const auto mixed = [&](size_t view) { return x.to(type) + change * mu_[view]; };  // [B, T, D]
     const auto low_rank = [](const Tensor& y, const Tensor& down, const Tensor& up, Tensor (*f)(const Tensor&)) {
@@ -202,13 +203,6 @@ class RWKV7 : public Mixer {
  private:
   static constexpr std::array kViews = {'r', 'w', 'k', 'v', 'a', 'g'};
   static constexpr std::array kMixPower = {0.2, 0.9, 0.7, 0.7, 0.9, 0.2};
-
-  /// x_{t-1} of every token, zeros before a document's first; the last token becomes part of the state.
-  static Tensor previous(const Tensor& x, State& state, const Segments& segments) {
-    const Tensor before = at::cat({state["shift"].unsqueeze(1), x.slice(1, 0, -1)}, 1);
-    state["shift"] = own_storage(x.select(1, -1));
-    return segments.none() ? before : at::where(segments.starts.unsqueeze(2), 0, before);
-  }
 
   int64_t D_, H_, K_, chunk_size_;
   std::array<Tensor, kViews.size()> mu_;

@@ -26,6 +26,9 @@ struct PositionConfig : Config {
   double high_freq_factor = 4;
   double ntk_constant = 1;
   int64_t rerope_window = 0;
+  int64_t rotary_dims = 0;
+  double attention_factor = 0;
+  bool truncate = true;
 
   std::vector<Field> fields() override;
 };
@@ -55,7 +58,8 @@ struct PositionSpec {
   std::unique_ptr<Position> (*make)(const PositionConfig& config, int64_t K, int64_t H);
 };
 
-/// The method of that name; rope_theta 0 turns rope into none.
+/// The method of that name; rope_theta 0 turns rope into none. With rotary_dims R it sees the first R numbers of a head
+/// as a head of its own, the others have no place.
 std::unique_ptr<Position> make_position(const PositionConfig& config, int64_t K, int64_t H);
 
 /// Throws "position NAME: FIELD is VALUE, expected WHAT" unless `holds`.

@@ -10,7 +10,7 @@
 // mask(fast, slow): 1 for pairs that turn `fast` times in L_0 or more, 0 for `slow` or less, linear in i between them:
 //   pair(r) = K ln(L_0 / (2 pi r)) / (2 ln theta),  first = max(floor(pair(fast)), 0),  last = min(ceil(pair(slow)),
 //   K-1) m_i = 1 - clamp((i - first) / (last - first), 0, 1),  last + 0.001 when last = first
-// K-1, though the last pair is K/2-1: as published.
+// K-1, though the last pair is K/2-1: as published. Without `truncate` nothing is rounded.
 //
 // In dynamic_ntk a query at place p reads all keys with the frequencies of n = p + 1, rounded up to a multiple of L_0:
 // a length of its own, however the text was cut into calls, and keys turn anew once in L_0 queries, not for each. So
@@ -33,8 +33,9 @@ Tensor ramp_mask(const PositionConfig& config, int64_t K, double fast, double sl
            std::log(static_cast<double>(config.original_length) / (2 * std::numbers::pi * turns)) /
            (2 * std::log(config.rope_theta));
   };
-  const double first = std::max(std::floor(pair(fast)), 0.0);
-  double last = std::min(std::ceil(pair(slow)), static_cast<double>(K - 1));
+  const bool whole = config.truncate;
+  const double first = std::max(whole ? std::floor(pair(fast)) : pair(fast), 0.0);
+  double last = std::min(whole ? std::ceil(pair(slow)) : pair(slow), static_cast<double>(K - 1));
   if (last == first) last += 0.001;
   return 1 - ((at::arange(K / 2, at::kDouble) - first) / (last - first)).clamp(0, 1);
 }
@@ -83,7 +84,8 @@ Frequencies yarn_frequencies(const PositionConfig& config, int64_t K) {
   require(config.beta_slow > 0 && config.beta_slow < config.beta_fast, config, "beta_slow",
           "more than 0 and less than beta_fast");
   const Tensor mask = ramp_mask(config, K, config.beta_fast, config.beta_slow);
-  return {blend(f / config.factor, f, mask), 0.1 * std::log(config.factor) + 1};
+  const double scale = config.attention_factor;
+  return {blend(f / config.factor, f, mask), scale > 0 ? scale : 0.1 * std::log(config.factor) + 1};
 }
 
 Frequencies ntk_by_parts_frequencies(const PositionConfig& config, int64_t K) {

@@ -24,9 +24,9 @@ std::string find_not_finite(LanguageModel& model, const Batch& batch, const Stat
   for (const auto& [name, part] : start.named()) {
     if (!part.isfinite().all().item<bool>()) return text("the state ", name, " before token ", from, " is not finite");
   }
-  Tensor x = model.embed(batch.inputs);
-  if (const auto where = place(x, batch, from); !where.empty()) return "the embedding is not finite at " + where;
   State state = start;
+  Tensor x = model.embed(batch.inputs, state, batch.segments);
+  if (const auto where = place(x, batch, from); !where.empty()) return "the embedding is not finite at " + where;
   for (size_t i = 0; i < model.blocks().size(); ++i) {
     State& layer = state.child("layers").child(std::to_string(i));
     x = model.blocks()[i]->forward(x, layer, batch.segments);
