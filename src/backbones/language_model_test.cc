@@ -23,24 +23,38 @@ LanguageModelConfig every_mixer() {
   return config;
 }
 
+/// Every part of a block and of the model that a published family has beside those.
+LanguageModelConfig every_part() {
+  LanguageModelConfig config = every_mixer();
+  config.norm = "layer";
+  config.ffn = "channel_mix";
+  config.max_positions = 50;
+  config.embed_norm = true;
+  config.final_norm_eps = 1e-3;
+  config.layers = parse_plan("attention(head_dim=10, qkv_bias=true, out_bias=true)*2, rwkv4");
+  return config;
+}
+
+class LanguageModels : public testing::TestWithParam<LanguageModelConfig (*)()> {};
+
 constexpr const char* kWholeParts[] = {".position", ".place", ".code", ".count"};
 
-TEST(LanguageModel, StatesAreFloat32UnlessTheModelIsFloat64) {
-  LanguageModel model(every_mixer());
+TEST_P(LanguageModels, StatesAreFloat32UnlessTheModelIsFloat64) {
+  LanguageModel model(GetParam()());
   for (const auto type : {at::kFloat, at::kBFloat16, at::kDouble}) {
     model.to(type);
     for (const auto& [name, part] : model.initial_state(3).named()) {
       const bool whole = std::any_of(std::begin(kWholeParts), std::end(kWholeParts),
-                                     [&part_name = name](const char* end) { return part_name.ends_with(end); });
+                                     [path = "." + name](const char* end) { return path.ends_with(end); });
       const auto expected = whole ? at::kLong : type == at::kDouble ? at::kDouble : at::kFloat;
       EXPECT_EQ(part.scalar_type(), expected) << name << " of a model in " << type;
     }
   }
 }
 
-TEST(LanguageModel, AStepIsForwardOnRowsOfAPool) {
+TEST_P(LanguageModels, AStepIsForwardOnRowsOfAPool) {
   at::manual_seed(3);
-  LanguageModel model(every_mixer());
+  LanguageModel model(GetParam()());
   at::NoGradGuard no_grad;
   const int64_t P = 6;
   State pool = model.initial_state(P);
@@ -62,23 +76,43 @@ TEST(LanguageModel, AStepIsForwardOnRowsOfAPool) {
 Tensor random_state() { return at::detail::getDefaultCPUGenerator().get_state(); }
 
 /// What a model draws is what its parameters need, and nothing when they are to be loaded.
-TEST(LanguageModel, ParametersAreDrawnOnce) {
+TEST_P(LanguageModels, ParametersAreDrawnOnce) {
   at::manual_seed(3);
   const Tensor start = random_state();
-  LanguageModel model(every_mixer(), Parameters::empty);
+  LanguageModel model(GetParam()(), Parameters::empty);
   EXPECT_TRUE(random_state().equal(start));
   at::NoGradGuard no_grad;
   for (Tensor& parameter : model.parameters()) parameter.fill_(NAN);
   model.reset_parameters();
   const Tensor end = random_state();
   at::manual_seed(3);
-  const LanguageModel other(every_mixer());
+  const LanguageModel other(GetParam()());
   EXPECT_TRUE(random_state().equal(end));
   const auto expected = other.named_parameters();
   for (const auto& item : model.named_parameters()) {
     EXPECT_EQ(bit_difference(item.value(), *expected.find(item.key())), "") << item.key();
     EXPECT_TRUE(item.value().isfinite().all().item<bool>()) << item.key();
   }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, LanguageModels, testing::Values(every_mixer, every_part),
+                         [](const auto& info) { return info.index == 0 ? "every_mixer" : "every_part"; });
+
+/// What a model has beside the fields of before leaves its config.json, and so the fingerprint of its sessions, alone.
+TEST(LanguageModel, FieldsThatCameLaterAreWrittenWhereTheyAreUsed) {
+  LanguageModelConfig config;
+  config.layers = parse_plan("attention");
+  const Json plain = config.to_json();
+  for (const char* name : {"norm", "ffn", "activation", "max_positions", "final_norm_eps"}) {
+    EXPECT_FALSE(plain.contains(name)) << name;
+  }
+  for (const char* name : {"head_dim", "qkv_bias", "rotary_dims", "truncate"}) {
+    EXPECT_FALSE(plain["layers"][0].contains(name)) << name;
+  }
+  const Json used = every_part().to_json();
+  EXPECT_EQ(used["max_positions"], 50);
+  EXPECT_EQ(used["layers"][0]["head_dim"], 10);
+  EXPECT_EQ(LanguageModelConfig::from_json(used, "test").to_json(), used);
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 
 #include "kernels/cpu/instructions.h"
 #include "kernels/vq_attention.h"
+#include "kernels/wkv.h"
 
 namespace lineal::kernels {
 namespace {
@@ -32,19 +33,13 @@ std::string cpu_instructions() {
 }
 
 const std::vector<const Uses*>& uses() {
-  static const std::vector<const Uses*> all = {&ttt_linear,
-                                               &ttt_mlp,
-                                               &linear_attention,
-                                               &delta_rule,
-                                               &feature_attention,
-                                               &feature_attention_in_documents,
-                                               &selective_scan,
-                                               &nearest_code,
-                                               &vq_attention,
-                                               &short_conv,
-                                               &rope,
-                                               &rms_norm,
-                                               &swiglu,
+  static const std::vector<const Uses*> all = {&ttt_linear,        &ttt_mlp,
+                                               &linear_attention,  &delta_rule,
+                                               &feature_attention, &feature_attention_in_documents,
+                                               &selective_scan,    &nearest_code,
+                                               &vq_attention,      &wkv,
+                                               &short_conv,        &rope,
+                                               &rms_norm,          &swiglu,
                                                &token_loss};
   return all;
 }

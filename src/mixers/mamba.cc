@@ -144,6 +144,8 @@ struct MambaConfig : Config {
   int64_t conv_kernel = 4;
   int64_t time_step_rank = 0;
   int64_t chunk_size = 32;
+  bool use_bias = false;
+  bool use_conv_bias = true;
 
   std::vector<Field> fields() override {
     return {
@@ -152,6 +154,8 @@ struct MambaConfig : Config {
         {"conv_kernel", &conv_kernel, between(1, 64), "width of the short convolution"},
         {"time_step_rank", &time_step_rank, between(0, 1 << 20), "rank of the step's projection; 0: hidden_size / 16"},
         {"chunk_size", &chunk_size, size_range(), "tokens computed in a row; changes no result"},
+        {"use_bias", &use_bias, {}, "what makes the views and the output has a bias", false},
+        {"use_conv_bias", &use_conv_bias, {}, "the short convolution has a bias", true},
     };
   }
 };
@@ -164,13 +168,13 @@ class Mamba : public Mixer {
         inner_(config.expand * D),
         rank_(config.time_step_rank > 0 ? config.time_step_rank : (D + 15) / 16) {
     const int64_t N = config.state_size;
-    in_proj_ = register_module("in_proj", linear(D, 2 * inner_));
-    conv_ = register_module("conv1d", std::make_shared<ShortConv>(inner_, config.conv_kernel));
+    in_proj_ = register_module("in_proj", linear(D, 2 * inner_, config.use_bias));
+    conv_ = register_module("conv1d", std::make_shared<ShortConv>(inner_, config.conv_kernel, config.use_conv_bias));
     x_proj_ = register_module("x_proj", linear(inner_, rank_ + 2 * N));
     dt_proj_ = register_module("dt_proj", linear(rank_, inner_, /*bias=*/true));
     A_log_ = register_parameter("A_log", at::empty({inner_, N}));
     skip_ = register_parameter("D", at::empty({inner_}));
-    out_proj_ = register_module("out_proj", linear(inner_, D));
+    out_proj_ = register_module("out_proj", linear(inner_, D, config.use_bias));
   }
 
   /// Parts: conv [B, conv_kernel - 1, expand * D], ssm [B, expand * D, N], position [B], tokens of the document read.

@@ -2,7 +2,8 @@
 //   initial  S_0 = 0                                                            [N, K] per head
 //   update   S_t = exp(dt_t A) S_{t-1} + dt_t B_t x_t^T                         A = -exp(A_log), one per head
 //   output   y_t = S_t^T C_t + D x_t;  w (y silu(z)) / rms(y silu(z)), the norm per group
-//   views    z, x, B, C, dt = W_in u;  x, B, C through a convolution and silu;  dt = softplus(dt + dt_bias)
+//   views    z, x, B, C, dt = W_in u;  x, B, C through a convolution and silu;  dt = softplus(dt + dt_bias), within
+//            [time_step_least, time_step_most]
 //   cost     O(T N (K + C)) time, N K state per head of K = expand * hidden_size / num_heads channels
 // Head h reads the B and C of group floor(h G / H).
 #include <ATen/ATen.h>
@@ -19,7 +20,6 @@ namespace lineal {
 namespace {
 
 constexpr double kLeastRate = 1, kMostRate = 16;  // exp(A_log) at the start of training, uniform
-constexpr double kNormEps = 1e-5;
 
 struct Mamba2Config : Config {
   int64_t state_size = 64;
@@ -28,6 +28,11 @@ struct Mamba2Config : Config {
   int64_t n_groups = 1;
   int64_t conv_kernel = 4;
   int64_t chunk_size = 64;
+  bool use_bias = false;
+  bool use_conv_bias = true;
+  double norm_eps = 1e-5;
+  double time_step_least = 0;
+  double time_step_most = 0;
 
   std::vector<Field> fields() override {
     return {
@@ -37,11 +42,19 @@ struct Mamba2Config : Config {
         {"n_groups", &n_groups, size_range(), "groups of heads that share B and C"},
         {"conv_kernel", &conv_kernel, between(1, 64), "width of the short convolution"},
         {"chunk_size", &chunk_size, size_range(), "tokens computed at once; changes no result"},
+        {"use_bias", &use_bias, {}, "what makes the views and the output has a bias", false},
+        {"use_conv_bias", &use_conv_bias, {}, "the short convolution has a bias", true},
+        {"norm_eps", &norm_eps, between(0, 1), "added to the mean square inside the norm", 1e-5},
+        {"time_step_least", &time_step_least, at_least(0), "steps are at least this long", 0.0},
+        {"time_step_most", &time_step_most, at_least(0), "steps are at most this long; 0: any", 0.0},
     };
   }
   void validate(const std::string& who) override {
     if (num_heads % n_groups != 0) {
       fail(who, ": n_groups is ", n_groups, ", expected a divisor of num_heads ", num_heads);
+    }
+    if (time_step_most > 0 && time_step_most < time_step_least) {
+      fail(who, ": time_step_most is ", time_step_most, ", expected 0 or at least time_step_least ", time_step_least);
     }
   }
 };
@@ -49,7 +62,8 @@ struct Mamba2Config : Config {
 class Mamba2 : public Mixer {
  public:
   Mamba2(const Mamba2Config& config, int64_t D)
-      : D_(D),
+      : config_(config),
+        D_(D),
         H_(config.num_heads),
         N_(config.state_size),
         G_(config.n_groups),
@@ -59,14 +73,14 @@ class Mamba2 : public Mixer {
       fail("mamba2: num_heads is ", H_, ", expected a divisor of expand * hidden_size ", inner_);
     }
     const int64_t convolved = inner_ + 2 * G_ * N_;
-    in_proj_ = register_module("in_proj", linear(D, inner_ + convolved + H_));
-    conv_ = register_module("conv1d", std::make_shared<ShortConv>(convolved, config.conv_kernel));
+    in_proj_ = register_module("in_proj", linear(D, inner_ + convolved + H_, config.use_bias));
+    conv_ = register_module("conv1d", std::make_shared<ShortConv>(convolved, config.conv_kernel, config.use_conv_bias));
     dt_bias_ = register_parameter("dt_bias", at::empty({H_}));
     A_log_ = register_parameter("A_log", at::empty({H_}));
     skip_ = register_parameter("D", at::empty({H_}));
     norm_weight_ = register_module("norm", std::make_shared<torch::nn::Module>())
                        ->register_parameter("weight", at::empty({inner_}));
-    out_proj_ = register_module("out_proj", linear(inner_, D));
+    out_proj_ = register_module("out_proj", linear(inner_, D, config.use_bias));
   }
 
   /// Parts: conv [B, conv_kernel - 1, expand * D + 2 n_groups N], ssm [B, H, N, K], position [B].
@@ -107,8 +121,8 @@ class Mamba2 : public Mixer {
     {
       const FullPrecision guard(u);
       const auto per_head = [&](const Tensor& B) { return B.unflatten(2, {G_, N_}).repeat_interleave(H_ / G_, 2); };
-      const Tensor x = probed(probe, parts[0].unflatten(2, {H_, -1}));  // [B, T, H, K]
-      const Tensor dt = at::softplus(views[2].to(type) + dt_bias_);     // [B, T, H]
+      const Tensor x = probed(probe, parts[0].unflatten(2, {H_, -1}));        // [B, T, H, K]
+      const Tensor dt = limited(at::softplus(views[2].to(type) + dt_bias_));  // [B, T, H]
       const auto out = linear_recurrence({.q = per_head(parts[2]),
                                           .k = per_head(parts[1]),
                                           .v = x * dt.unsqueeze(3),
@@ -120,11 +134,18 @@ class Mamba2 : public Mixer {
       state["ssm"] = out.S;
       if (probe) probe->outputs = out.o;
       y = (out.o + skip_.unsqueeze(1) * x).flatten(2) * at::silu(views[0].to(type));
-      y = at::rms_norm(y.unflatten(2, {G_, -1}), {inner_ / G_}, {}, kNormEps).flatten(2) * norm_weight_;
+      y = at::rms_norm(y.unflatten(2, {G_, -1}), {inner_ / G_}, {}, config_.norm_eps).flatten(2) * norm_weight_;
     }
     return out_proj_(y);
   }
 
+  Tensor limited(const Tensor& dt) const {
+    const double least = config_.time_step_least, most = config_.time_step_most;
+    if (least == 0 && most == 0) return dt;
+    return most > 0 ? dt.clamp(least, most) : dt.clamp_min(least);
+  }
+
+  Mamba2Config config_;
   int64_t D_, H_, N_, G_, inner_, chunk_size_;
   LinearMap in_proj_{nullptr}, out_proj_{nullptr};
   std::shared_ptr<ShortConv> conv_;

@@ -6,9 +6,9 @@
 
 namespace lineal {
 
-ShortConv::ShortConv(int64_t D, int64_t width) {
+ShortConv::ShortConv(int64_t D, int64_t width, bool with_bias) {
   weight = register_parameter("weight", at::empty({D, 1, width}));
-  bias = register_parameter("bias", at::empty({D}));
+  if (with_bias) bias = register_parameter("bias", at::empty({D}));
 }
 
 Tensor ShortConv::initial_state(int64_t B, at::TensorOptions options) const {
@@ -20,7 +20,7 @@ Tensor ShortConv::forward(const Tensor& x, Tensor& window, const Segments& segme
   auto out = kernels::use(kernels::short_conv, short_conv_reference,
                           {.x = x,
                            .weight = weight,
-                           .bias = bias,
+                           .bias = bias.defined() ? bias : at::zeros({weight.size(0)}, weight.options()),
                            .window = window,
                            .starts = segments.starts,
                            .silu = activation == Activation::silu,
@@ -57,7 +57,7 @@ void ShortConv::reset_parameters() {
   at::NoGradGuard no_grad;
   const double bound = 1 / std::sqrt(static_cast<double>(weight.size(2)));
   weight.uniform_(-bound, bound);
-  bias.uniform_(-bound, bound);
+  if (bias.defined()) bias.uniform_(-bound, bound);
 }
 
 }  // namespace lineal

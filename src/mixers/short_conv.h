@@ -14,10 +14,10 @@ namespace lineal {
 /// What follows the convolution.
 enum class Activation { none, silu };
 
-/// weight [D, 1, J], bias [D] (the field's layout).
+/// weight [D, 1, J], bias [D] (the field's layout); without a bias that is not a parameter.
 class ShortConv : public torch::nn::Module {
  public:
-  ShortConv(int64_t D, int64_t width);
+  ShortConv(int64_t D, int64_t width, bool with_bias = true);
   /// [B, J-1, D] of zeros.
   Tensor initial_state(int64_t B, at::TensorOptions options) const;
   /// x [B, T, D], window [B, J-1, D] (becomes the last J-1 inputs) -> y [B, T, D]. With rows, window is a pool's, whose
