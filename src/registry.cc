@@ -2,6 +2,7 @@
 
 #include "commands/command.h"
 #include "data/tokenizer.h"
+#include "interop/family.h"
 #include "mixers/mixer.h"
 #include "objectives/objective.h"
 #include "positions/position.h"
@@ -39,6 +40,7 @@ std::vector<const Wanted*> collect() {
 LINEAL_KIND(MixerSpec)
 LINEAL_KIND(PositionSpec)
 LINEAL_KIND(TokenizerSpec)
+LINEAL_KIND(FamilySpec)
 LINEAL_KIND(ObjectiveSpec)
 LINEAL_KIND(CommandSpec)
 #undef LINEAL_KIND

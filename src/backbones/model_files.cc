@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <zlib.h>
 
+#include <cstring>
 #include <iomanip>
 
 #include "core/error.h"
@@ -26,9 +27,35 @@ void save_model(const LanguageModel& model, const std::filesystem::path& dir) {
   save_safetensors(dir / "model.safetensors", named_tensors(model), {{"format", "pt"}});
 }
 
+namespace {
+
+/// Text of JSON with Python's bare names for numbers that JSON lacks written as objects.
+std::string tagged_numbers(const std::string& json) {
+  std::string result;
+  bool quoted = false;
+  for (size_t i = 0; i < json.size(); ++i) {
+    const auto name = [&](const char* word) { return json.compare(i, std::strlen(word), word) == 0; };
+    const char* found = nullptr;
+    for (const char* word : {"-Infinity", "Infinity", "NaN"}) {
+      if (!quoted && !found && name(word)) found = word;
+    }
+    if (found) {
+      result += text("{\"__float__\": \"", found, "\"}");
+      i += std::strlen(found) - 1;
+      continue;
+    }
+    if (json[i] == '"') quoted = !quoted;
+    if (json[i] == '\\' && quoted && i + 1 < json.size()) result += json[i++];
+    result += json[i];
+  }
+  return result;
+}
+
+}  // namespace
+
 Json read_model_config(const std::filesystem::path& dir) {
   const auto path = dir / "config.json";
-  const Json json = Json::parse(read_file(path), nullptr, /*allow_exceptions=*/false);
+  const Json json = Json::parse(tagged_numbers(read_file(path)), nullptr, /*allow_exceptions=*/false);
   if (json.is_discarded()) fail(path.string(), ": no valid JSON; expected the configuration of a model");
   if (!json.is_object()) fail(path.string(), ": expected a JSON object, got ", json.type_name());
   return json;
@@ -38,7 +65,6 @@ void set_parameters(LanguageModel& model, const std::vector<std::pair<std::strin
                     const std::string& who) {
   const auto own = named_tensors(model);
   std::map<std::string, Tensor> missing(own.begin(), own.end());
-  at::NoGradGuard no_grad;
   for (const auto& [name, tensor] : tensors) {
     const auto found = missing.find(name);
     if (found == missing.end()) {
@@ -57,26 +83,28 @@ void set_parameters(LanguageModel& model, const std::vector<std::pair<std::strin
     if (missing.count(item.key()) > 0) fail(who, ": tensor ", item.key(), " ", item.value().sizes(), " is missing");
   }
   std::map<std::string, Tensor> targets(own.begin(), own.end());
+  at::NoGradGuard no_grad;
   for (const auto& [name, tensor] : tensors) targets[name].copy_(tensor);
 }
 
-std::shared_ptr<LanguageModel> load_parameters(const LanguageModelConfig& config, const std::filesystem::path& dir) {
-  const auto path = dir / "model.safetensors";
-  const SafeTensors file = load_safetensors(path);
-  auto model = std::make_shared<LanguageModel>(config, Parameters::empty);
-  for (const auto& item : model->named_buffers()) {
-    if (file.find(item.key()) == nullptr) {
-      model->reset_parameters();
-      break;
-    }
+bool share_or_copy(Tensor own, const Tensor& value) {
+  at::NoGradGuard no_grad;
+  const bool alike = value.is_contiguous() && value.options().type_equal(own.options());
+  if (alike) {
+    own.set_data(value);
+  } else {
+    own.copy_(value);
   }
-  set_parameters(*model, file.tensors, path.string());
-  model->eval();
-  return model;
+  return alike;
 }
 
 std::shared_ptr<LanguageModel> load_native_model(const std::filesystem::path& dir) {
-  return load_parameters(LanguageModelConfig::from_json(read_model_config(dir), (dir / "config.json").string()), dir);
+  const auto config = LanguageModelConfig::from_json(read_model_config(dir), (dir / "config.json").string());
+  auto model = std::make_shared<LanguageModel>(config, Parameters::empty);
+  const auto path = dir / "model.safetensors";
+  set_parameters(*model, load_safetensors(path).tensors, path.string());
+  model->eval();
+  return model;
 }
 
 std::string fingerprint(const LanguageModel& model) {

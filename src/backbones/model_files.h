@@ -17,20 +17,21 @@ std::vector<std::pair<std::string, Tensor>> named_tensors(const LanguageModel& m
 /// Writes both files, each atomically; the folder is made.
 void save_model(const LanguageModel& model, const std::filesystem::path& dir);
 
-/// config.json of a directory, parsed; throws Error when it is missing or no JSON object.
+/// config.json of a directory, parsed; throws Error when it is missing or no JSON object. Python's bare Infinity,
+/// -Infinity and NaN are read as {"__float__": "Infinity"} and so on.
 Json read_model_config(const std::filesystem::path& dir);
 
-/// A model of this configuration with the parameters and buffers of dir/model.safetensors, float32. Buffers that are
-/// not there are drawn as in a new model: weights trained with attention become a Performer's.
-std::shared_ptr<LanguageModel> load_parameters(const LanguageModelConfig& config, const std::filesystem::path& dir);
-
-/// A directory written by save_model.
+/// A directory written by save_model; see also interop/load.h.
 std::shared_ptr<LanguageModel> load_native_model(const std::filesystem::path& dir);
 
 /// Copies tensors over the model's parameters and buffers by name, converting their type. One that is unexpected or of
 /// another shape, or a parameter that is missing, is an Error that names `who`, the tensor and both shapes.
 void set_parameters(LanguageModel& model, const std::vector<std::pair<std::string, Tensor>>& tensors,
                     const std::string& who);
+
+/// `own`, a parameter or buffer, takes the numbers of `value`, of its sizes: true if it becomes value's memory itself,
+/// where that is contiguous and of its type, else they are converted.
+bool share_or_copy(Tensor own, const Tensor& value);
 
 /// Sixteen hexadecimal digits that change with the configuration and with any parameter or buffer: what a session is
 /// tied to.

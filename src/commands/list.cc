@@ -4,7 +4,7 @@
 #include "commands/command.h"
 #include "core/registry.h"
 #include "data/tokenizer.h"
-#include "interop/load.h"
+#include "interop/family.h"
 #include "mixers/mixer.h"
 #include "objectives/objective.h"
 #include "positions/position.h"
@@ -29,20 +29,9 @@ Json section(bool json) {
       const auto config = spec->config();
       item["causal"] = spec->causal;
       item["constant_state"] = spec->constant_state;
-      item["fields"] = config->write();
+      item["fields"] = config->values();
     }
     list.push_back(item);
-  }
-  return list;
-}
-
-/// Models that -m takes, by the model_type in their config.json.
-Json families(bool json) {
-  Json list = Json::array();
-  if (!json) std::cout << "model families\n";
-  for (const ModelFamily& family : model_families()) {
-    if (!json) print_line(family.model_type, family.help);
-    list.push_back({{"name", family.model_type}, {"help", family.help}});
   }
   return list;
 }
@@ -58,7 +47,7 @@ int run(const std::vector<std::string>& args) {
     const MixerSpec& spec = find<MixerSpec>(mixer, "list");
     const auto config = spec.config();
     if (json) {
-      std::cout << Json{{"name", spec.name}, {"help", spec.help}, {"fields", config->write()}}.dump() << "\n";
+      std::cout << Json{{"name", spec.name}, {"help", spec.help}, {"fields", config->values()}}.dump() << "\n";
     } else {
       std::cout << spec.name << ": " << spec.help << "\n" << config->help();
     }
@@ -69,7 +58,7 @@ int run(const std::vector<std::string>& args) {
   all_kinds["positions"] = section<PositionSpec>(json);
   all_kinds["objectives"] = section<ObjectiveSpec>(json);
   all_kinds["tokenizers"] = section<TokenizerSpec>(json);
-  all_kinds["model_families"] = families(json);
+  all_kinds["model_families"] = section<FamilySpec>(json);
   all_kinds["commands"] = section<CommandSpec>(json);
   if (json) std::cout << all_kinds.dump() << "\n";
   return 0;

@@ -2,6 +2,9 @@
 
 #include <ATen/ATen.h>
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <bit>
 #include <cstring>
@@ -250,6 +253,13 @@ const Tensor& SafeTensors::at(const std::string& name, const std::string& who) c
 }
 
 SafeTensors load_safetensors(const std::filesystem::path& path) { return Loader(path).load(); }
+
+void drop_pages(const Tensor& tensor) {
+  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto begin = (reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) + page - 1) / page * page;
+  const auto end = (reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) + tensor.nbytes()) / page * page;
+  if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+}
 
 std::string safetensors_header(const std::string& who, const std::vector<TensorEntry>& entries,
                                const std::map<std::string, std::string>& metadata, size_t length) {

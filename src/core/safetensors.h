@@ -27,6 +27,10 @@ struct SafeTensors {
 /// the tensor, what was expected and what was found, and nothing is allocated beyond what the file's size justifies.
 SafeTensors load_safetensors(const std::filesystem::path& path);
 
+/// Gives back the memory of a tensor on a file's map, but for the pages it shares with others: numbers that were not
+/// changed are read again when they are used again. For one that load_safetensors returned.
+void drop_pages(const Tensor& tensor);
+
 /// Atomic. Tensors of any strides and device, in the given order; F64 F32 F16 BF16 I64 I32 I16 I8 U8 BOOL.
 void save_safetensors(const std::filesystem::path& path, const std::vector<std::pair<std::string, Tensor>>& tensors,
                       const std::map<std::string, std::string>& metadata = {});

@@ -3,7 +3,8 @@
 #include "backbones/model_files.h"
 #include "core/registry.h"
 #include "core/run_mark.h"
-#include "interop/ttt.h"
+#include "interop/family.h"
+#include "interop/published.h"
 #include "train/run_folder.h"
 
 namespace lineal {
@@ -11,18 +12,25 @@ namespace {
 
 namespace fs = std::filesystem;
 
-struct Family {
-  const char* model_type;
-  const char* help;
-  LanguageModelConfig (*read)(const Json& json, const std::string& who);
-};
+/// Published families keep their tokenizer in files of fixed names, ours names it.
+LanguageModelConfig read_config(const FamilySpec& family, const fs::path& dir) {
+  const std::string who = (dir / "config.json").string();
+  const Json json = read_model_config(dir);
+  LanguageModelConfig config;
+  try {
+    config = family.read(json, who);
+  } catch (const Error& error) {
+    const std::string what = error.what();
+    if (what.starts_with(who)) throw;
+    fail(who, ": ", what);
+  }
+  if (family.name != "lineal") config.tokenizer = tokenizer_in(dir, config.vocab_size);
+  config.validate(who);
+  return config;
+}
 
-constexpr Family kFamilies[] = {
-    {"lineal", "what lineal train writes", LanguageModelConfig::from_json},
-    {"ttt", "TTT-Linear and TTT-MLP language models as published (arXiv 2407.04620)", read_ttt_config},
-};
+}  // namespace
 
-/// A run's folder stands for its newest checkpoint.
 fs::path model_directory(const fs::path& path) {
   std::error_code error;
   const fs::file_status found = fs::status(path, error);
@@ -36,30 +44,32 @@ fs::path model_directory(const fs::path& path) {
   return newest->path;
 }
 
-}  // namespace
+const FamilySpec& family_of(const fs::path& dir) {
+  const Json json = read_model_config(dir);
+  const bool named = json.contains("model_type") && json["model_type"].is_string();
+  return find<FamilySpec>(named ? json["model_type"].get<std::string>() : "", (dir / "config.json").string());
+}
+
+int64_t heads_of(const LanguageModelConfig& config) {
+  return config.layers[0].options.value("num_attention_heads", int64_t{1});
+}
 
 LoadedModel load_model(const fs::path& path, const std::string& objective) {
   const fs::path dir = model_directory(path);
   const std::string who = (dir / "config.json").string();
-  const Json json = read_model_config(dir);
-  const std::string type =
-      json.contains("model_type") && json["model_type"].is_string() ? json["model_type"].get<std::string>() : "";
-  std::vector<std::string> known;
-  for (const Family& family : kFamilies) {
-    known.push_back(family.model_type);
-    if (type != family.model_type) continue;
-    LoadedModel loaded;
-    LanguageModelConfig config = family.read(json, who);
-    if (!objective.empty()) config.objective = objective;
-    if (!config.tokenizer.empty()) loaded.tokenizer = find<TokenizerSpec>(config.tokenizer, who).of_model(dir);
-    if (loaded.tokenizer && loaded.tokenizer->vocab_size() > config.vocab_size) {
-      fail(who, ": tokenizer ", config.tokenizer, " has ", loaded.tokenizer->vocab_size(), " tokens, vocab_size is ",
-           config.vocab_size);
-    }
-    loaded.model = load_parameters(config, dir);
-    return loaded;
+  const FamilySpec& family = family_of(dir);
+  LoadedModel loaded;
+  LanguageModelConfig config = read_config(family, dir);
+  if (!objective.empty()) config.objective = objective;
+  if (!config.tokenizer.empty()) loaded.tokenizer = find<TokenizerSpec>(config.tokenizer, who).of_model(dir);
+  if (loaded.tokenizer && loaded.tokenizer->vocab_size() > config.vocab_size) {
+    fail(who, ": tokenizer ", config.tokenizer, " has ", loaded.tokenizer->vocab_size(), " tokens, vocab_size is ",
+         config.vocab_size);
   }
-  fail_unknown(who, "model_type", type, known);
+  loaded.model = std::make_shared<LanguageModel>(config, Parameters::empty);
+  read_parameters(*loaded.model, family.rules, heads_of(config), read_tensors(dir));
+  loaded.model->eval();
+  return loaded;
 }
 
 std::optional<int64_t> training_length(const fs::path& path) {
@@ -72,13 +82,11 @@ std::optional<int64_t> training_length(const fs::path& path) {
     const Json run = read_model_config(above.parent_path());
     if (run.contains("train")) return whole(run["train"], "context");
   }
-  return whole(read_model_config(dir), "max_position_embeddings");
-}
-
-std::vector<ModelFamily> model_families() {
-  std::vector<ModelFamily> list;
-  for (const Family& family : kFamilies) list.push_back({family.model_type, family.help});
-  return list;
+  const Json json = read_model_config(dir);
+  for (const char* name : {"max_position_embeddings", "n_positions", "context_length"}) {
+    if (const auto length = whole(json, name)) return length;
+  }
+  return {};
 }
 
 Tokenizer& tokenizer_of(const LoadedModel& loaded, const std::string& who, const std::string& instead) {

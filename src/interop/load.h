@@ -9,6 +9,7 @@
 
 #include "backbones/language_model.h"
 #include "data/tokenizer.h"
+#include "interop/family.h"
 
 namespace lineal {
 
@@ -22,16 +23,18 @@ struct LoadedModel {
 /// what it was.
 LoadedModel load_model(const std::filesystem::path& path, const std::string& objective = "");
 
+/// The folder of the model in `path`: itself, or a run's newest checkpoint.
+std::filesystem::path model_directory(const std::filesystem::path& path);
+
 /// The tokens of a text that the model in `path` was trained on: its run's context, or max_position_embeddings; none
 /// when neither is there.
 std::optional<int64_t> training_length(const std::filesystem::path& path);
 
-/// The families that load_model knows, by their model_type.
-struct ModelFamily {
-  std::string model_type;
-  std::string help;
-};
-std::vector<ModelFamily> model_families();
+/// The family of a model directory; an unknown one is an Error that lists the known.
+const FamilySpec& family_of(const std::filesystem::path& dir);
+
+/// Attention heads of the model's layers, 1 without any.
+int64_t heads_of(const LanguageModelConfig& config);
 
 /// The tokenizer, or an Error that says why text cannot be read or written with this model, and what the caller offers
 /// `instead`, if anything.

@@ -9,8 +9,8 @@
 #include "backbones/model_files.h"
 #include "core/error.h"
 #include "core/file.h"
+#include "core/registry.h"
 #include "core/run_mark.h"
-#include "interop/ttt.h"
 #include "testing/testing.h"
 #include "testing/throws_error.h"
 
@@ -18,66 +18,6 @@ namespace lineal {
 namespace {
 
 namespace fs = std::filesystem;
-
-class PublishedTTT : public testing::TestWithParam<std::string> {
- protected:
-  fs::path dir() const { return fs::path(LINEAL_TESTDATA) / "models" / GetParam(); }
-  Golden golden(const std::string& file) const { return Golden("models/" + GetParam() + "/" + file); }
-};
-
-TEST_P(PublishedTTT, Logits) {
-  const auto model = load_model(dir()).model;
-  at::NoGradGuard no_grad;
-  const Tensor ids = golden("tokens")["input_ids"];
-  State state = model->initial_state(ids.size(0));
-  const Tensor logits = model->forward(ids, state);
-  EXPECT_CLOSE(logits, golden("logits")["logits"], 1e-5);
-  State split = model->initial_state(ids.size(0));
-  const Tensor first = model->forward(ids.slice(1, 0, 35), split), second = model->forward(ids.slice(1, 35), split);
-  EXPECT_CLOSE(at::cat({first, second}, 1), golden("logits")["logits"], 1e-5);
-}
-
-class PublishedTTTGradients : public PublishedTTT {};
-
-TEST_P(PublishedTTTGradients, OfTheLoss) {
-  const auto model = load_model(dir()).model;
-  const Tensor ids = golden("tokens")["input_ids"];
-  State state = model->initial_state(ids.size(0));
-  const Tensor logits = model->forward(ids, state).slice(1, 0, -1);
-  const Tensor loss = at::cross_entropy_loss(logits.flatten(0, 1), ids.slice(1, 1).flatten());
-  EXPECT_CLOSE(loss, golden("logits")["loss"][0], 1e-5);
-  loss.backward();
-  const Golden gradients = golden("grads");
-  for (const auto& item : model->named_parameters()) {
-    SCOPED_TRACE(item.key());
-    EXPECT_CLOSE(item.value().grad(), gradients["grad." + item.key()], 1e-4);
-  }
-}
-
-TEST_P(PublishedTTT, GreedyContinuation) {
-  const auto model = load_model(dir()).model;
-  at::NoGradGuard no_grad;
-  const Golden expected = golden("generation");
-  const Tensor prompt = expected["prompt"], generated = expected["generated"];
-  State state = model->initial_state(prompt.size(0));
-  Tensor logits = model->forward(prompt, state).select(1, -1);
-  for (int64_t i = 0; i < generated.size(1); ++i) {
-    SCOPED_TRACE(i);
-    EXPECT_CLOSE(logits, expected["step_logits"].select(1, i), 2e-5);
-    const Tensor next = logits.argmax(-1);
-    ASSERT_TRUE(next.equal(generated.select(1, i)));
-    logits = model->forward(next.unsqueeze(1), state).select(1, 0);
-  }
-}
-
-INSTANTIATE_TEST_SUITE_P(All, PublishedTTT,
-                         testing::Values("ttt_linear_transformer_tied", "ttt_linear_transformer_untied",
-                                         "ttt_linear_mamba_tied", "ttt_linear_mamba_untied", "ttt_mlp_transformer_tied",
-                                         "ttt_mlp_transformer_untied", "ttt_mlp_mamba_tied", "ttt_mlp_mamba_untied"),
-                         [](const auto& info) { return info.param; });
-
-INSTANTIATE_TEST_SUITE_P(All, PublishedTTTGradients, testing::Values("ttt_linear_mamba_tied", "ttt_mlp_mamba_tied"),
-                         [](const auto& info) { return info.param; });
 
 class ModelDirectory : public testing::Test {
  protected:
@@ -121,7 +61,7 @@ TEST_F(ModelDirectory, TheTrainingLengthIsTheRunsContext) {
   write_atomic(run / "config.json", Json{{"format", kRunFormat}, {"train", {{"context", 77}}}}.dump());
   EXPECT_EQ(training_length(run), 77);
   EXPECT_EQ(training_length(checkpoint), 77);
-  EXPECT_EQ(training_length(fs::path(LINEAL_TESTDATA) / "models/ttt_linear_transformer_tied"), 2048);
+  EXPECT_EQ(training_length(fs::path(LINEAL_TESTDATA) / "models/ttt_mlp_transformer_untied"), 2048);
 }
 
 /// Weights trained with softmax go on with random features, whose rows are drawn when the file has none, and are then
@@ -222,12 +162,11 @@ TEST(PublishedConfig, EveryFieldIsTaken) {
                      {"use_gate", true},        {"share_qk", true},         {"pre_conv", true},
                      {"conv_kernel", 3},        {"mini_batch_size", 7},     {"ttt_base_lr", 0.5},
                      {"ttt_layer_type", "mlp"}, {"hidden_act", "silu"},     {"torch_dtype", "float32"}};
-  const Json read = read_ttt_config(json, "file").to_json();
+  const Json read = find<FamilySpec>("ttt").read(json, "file").to_json();
   for (const char* name : {"vocab_size", "hidden_size", "intermediate_size", "rms_norm_eps", "initializer_range",
                            "tie_word_embeddings", "pre_conv", "conv_kernel"}) {
     EXPECT_EQ(read[name], json[name]) << name;
   }
-  EXPECT_EQ(read["tokenizer"], "");
   ASSERT_EQ(read["layers"].size(), 2u);
   for (const Json& layer : read["layers"]) {
     EXPECT_EQ(layer["mixer"], "ttt_mlp");
@@ -277,6 +216,9 @@ TEST(LanguageModelConfig, CountsTheParametersOfTheModel) {
       config.intermediate_size = tied ? 41 : 0;
       config.pre_conv = tied;
       config.tie_word_embeddings = tied;
+      config.norm = tied ? "rms" : "layer";
+      config.max_positions = tied ? 0 : 19;
+      config.embed_norm = !tied;
       config.layers = parse_plan(plan);
       EXPECT_EQ(config.parameter_count(), LanguageModel(config).parameter_count()) << plan;
     }

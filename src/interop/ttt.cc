@@ -1,11 +1,13 @@
-#include "interop/ttt.h"
-
+// TTT-Linear and TTT-MLP as published.          (Learning to (Learn at Test Time): RNNs with Expressive Hidden States,
+// 2024)
 #include "core/error.h"
+#include "interop/family.h"
+#include "interop/published.h"
 
 namespace lineal {
 namespace {
 
-struct PublishedConfig : Config {
+struct TTTModelConfig : PublishedConfig {
   int64_t vocab_size = 32000;
   int64_t hidden_size = 2048;
   int64_t intermediate_size = 5504;
@@ -47,16 +49,9 @@ struct PublishedConfig : Config {
   }
 };
 
-}  // namespace
-
-LanguageModelConfig read_ttt_config(const Json& json, const std::string& who) {
-  PublishedConfig published;
-  Json known = Json::object();
-  for (const auto& [name, value] : json.items()) {
-    if (published.has(name)) known[name] = value;
-  }
-  published.read(known, who);
-
+LanguageModelConfig read(const Json& json, const std::string& who) {
+  TTTModelConfig published;
+  published.read_known(json, who);
   LanguageModelConfig config;
   config.vocab_size = published.vocab_size;
   config.hidden_size = published.hidden_size;
@@ -66,7 +61,6 @@ LanguageModelConfig read_ttt_config(const Json& json, const std::string& who) {
   config.tie_word_embeddings = published.tie_word_embeddings;
   config.pre_conv = published.pre_conv;
   config.conv_kernel = published.conv_kernel;
-  config.tokenizer = published.vocab_size == 256 ? "bytes" : "";
   const Json options = {
       {"mixer", "ttt_" + published.ttt_layer_type},
       {"num_attention_heads", published.num_attention_heads},
@@ -78,8 +72,39 @@ LanguageModelConfig read_ttt_config(const Json& json, const std::string& who) {
       {"rope_theta", published.rope_theta},
   };
   config.layers = read_layers(Json(static_cast<size_t>(published.num_hidden_layers), options));
-  config.validate(who);
   return config;
 }
+
+Json write(const LanguageModelConfig& config) {
+  const Layer& layer = config.layers[0];
+  Json json = {{"architectures", {"TTTForCausalLM"}},
+               {"model_type", "ttt"},
+               {"vocab_size", config.vocab_size},
+               {"hidden_size", config.hidden_size},
+               {"intermediate_size", std::max<int64_t>(config.intermediate_size, 1)},
+               {"num_hidden_layers", config.layers.size()},
+               {"rms_norm_eps", config.rms_norm_eps},
+               {"initializer_range", config.initializer_range},
+               {"tie_word_embeddings", config.tie_word_embeddings},
+               {"pre_conv", config.pre_conv},
+               {"conv_kernel", config.conv_kernel},
+               {"ttt_layer_type", layer.mixer == "ttt_mlp" ? "mlp" : "linear"},
+               {"hidden_act", "silu"}};
+  const Json options = all_options(layer);
+  for (const char* name :
+       {"num_attention_heads", "mini_batch_size", "ttt_base_lr", "share_qk", "use_gate", "rope_theta", "conv_kernel"}) {
+    if (options.contains(name)) json[name] = options[name];
+  }
+  return json;
+}
+
+}  // namespace
+
+extern const FamilySpec ttt_family_spec;
+const FamilySpec ttt_family_spec = {.name = "ttt",
+                                    .help = "TTT-Linear and TTT-MLP language models as published (arXiv 2407.04620)",
+                                    .read = read,
+                                    .write = write,
+                                    .rules = {}};
 
 }  // namespace lineal
