@@ -39,6 +39,9 @@ class ConvertCommand : public testing::Test {
     args.insert(args.end(), more.begin(), more.end());
     return run_program(args, folder.path());
   }
+  ProgramResult with_mixer(const std::string& mixer, const std::string& out, const std::string& model = "model") const {
+    return run_program({"convert", "-m", path(model), "--mixer", mixer, "-o", path(out), "--json"}, folder.path());
+  }
   SafeTensors weights(const std::string& model) const { return load_safetensors(folder / model / "model.safetensors"); }
   Tensor logits(const std::string& model, const Tensor& ids) const {
     const at::NoGradGuard no_grad;
@@ -109,6 +112,47 @@ TEST_F(ConvertCommand, WhatNothingTakesIsNamed) {
   EXPECT_FALSE(json["drawn"].empty());
 }
 
+/// Every head of keys and values as often as queries read it: the function of attention, were it attention's.
+TEST_F(ConvertCommand, OneMixerTakesThePlaceOfAttention) {
+  write_model("mixed", "attention(num_attention_heads=4,num_key_value_heads=2,position=none), identity");
+  const ProgramResult run = with_mixer("linear_attention(chunk_size=7)", "new", "mixed");
+  ASSERT_EQ(run.code, 0) << run.err;
+  EXPECT_EQ(Json::parse(run.out)["lost"], Json::array());
+  const auto layers = load_native_model(folder / "new")->config().layers;
+  EXPECT_EQ(layers[0].mixer, "linear_attention");
+  EXPECT_EQ(layers[0].options["num_attention_heads"], 4);
+  EXPECT_EQ(layers[0].options["chunk_size"], 7);
+  EXPECT_EQ(layers[1].mixer, "identity");
+  const std::string name = "model.layers.0.seq_modeling_block.";
+  const SafeTensors before = weights("mixed"), after = weights("new");
+  for (const char* part : {"k_proj.weight", "v_proj.weight"}) {
+    const Tensor rows = before.at(name + part, "test"), found = after.at(name + part, "test");
+    const Tensor expected = at::cat({rows.slice(0, 0, 3), rows.slice(0, 0, 3), rows.slice(0, 3), rows.slice(0, 3)});
+    EXPECT_TRUE(found.equal(expected)) << part;
+  }
+  EXPECT_TRUE(after.at(name + "o_proj.weight", "test").equal(before.at(name + "o_proj.weight", "test")));
+
+  EXPECT_EQ(with_mixer("performer", "rotated", "mixed").code, 0);
+  EXPECT_EQ(load_native_model(folder / "rotated")->config().layers[0].options["rope_theta"], 0);
+  EXPECT_EQ(with_mixer("retention", "narrow", "mixed").code, 0);  // whose values are twice as wide by default
+}
+
+TEST_F(ConvertCommand, OptionsThatNothingTakesAreNamed) {
+  write_model("windows", "attention(num_attention_heads=2,sliding_window=5,position=alibi)");
+  const ProgramResult run = with_mixer("performer", "new", "windows");
+  ASSERT_EQ(run.code, 0) << run.err;
+  EXPECT_EQ(Json::parse(run.out)["lost"], Json({"layers.0 sliding_window=5", "layers.0 position=alibi"}));
+  EXPECT_EQ(Json::parse(with_mixer("gla", "turned").out)["lost"].size(), 3u + 3u);  // rope_theta=500 and the rotation
+}
+
+TEST_F(ConvertCommand, BiasesGoOn) {
+  write_model("biased", "attention(num_attention_heads=2,qkv_bias=true,out_bias=true,head_dim=4)");
+  const ProgramResult run = with_mixer("performer(num_features=7)", "new", "biased");
+  ASSERT_EQ(run.code, 0) << run.err;
+  EXPECT_EQ(Json::parse(run.out)["unused"], Json::array()) << run.out;
+  EXPECT_EQ(Json::parse(run.out)["lost"], Json::array()) << run.out;
+}
+
 TEST_F(ConvertCommand, TrainingGoesOn) {
   ASSERT_EQ(convert("performer(num_features=7,redraw_interval=2)*3", "new").code, 0);
   std::string some;
@@ -123,8 +167,11 @@ TEST_F(ConvertCommand, TrainingGoesOn) {
 TEST_F(ConvertCommand, MistakesEndInOneLine) {
   EXPECT_TRUE(refused(convert("performer*2", "new"), {"convert: the plan has 2 layers, expected as many", ", 3"}));
   EXPECT_TRUE(refused(
-      convert("performer(num_key_value_heads=2)*3", "new"),
-      {"convert: tensor model.layers.0.seq_modeling_block.k_proj.weight is [6, 12] in the model", "ask for [12, 12]"}));
+      convert("performer(num_attention_heads=3)*3", "new"),
+      {"convert: tensor model.layers.0.seq_modeling_block.k_proj.weight is [6, 12] in the model", "ask for [4, 12]"}));
+  EXPECT_TRUE(refused(with_mixer("performer*2", "new"), {"--mixer is 'performer*2', expected one mixer"}));
+  write_model("without", "identity*2");
+  EXPECT_TRUE(refused(with_mixer("performer", "new", "without"), {"this model has no attention to replace"}));
   EXPECT_TRUE(refused(convert("perfomer*3", "new"), {"unknown mixer 'perfomer'", "did you mean 'performer'"}));
   EXPECT_TRUE(refused(convert("performer(num_feature=3)*3", "new"), {"performer", "did you mean 'num_features'"}));
   EXPECT_TRUE(refused(convert("performer*3", "model"), {"convert: --out " + path("model"), "exists"}));
@@ -134,7 +181,7 @@ TEST_F(ConvertCommand, MistakesEndInOneLine) {
   EXPECT_TRUE(
       refused(run_program({"convert", "-m", path("none"), "--layers", "performer", "-o", path("new")}, folder.path()),
               {path("none"), "does not exist"}));
-  EXPECT_EQ(folder.names(), Names({"file", "model"}));
+  EXPECT_EQ(folder.names(), Names({"file", "model", "without"}));
 }
 
 }  // namespace

@@ -71,14 +71,17 @@ struct Plan {
   std::string tokenizer_file;    // absolute, what the tokenizer is made from; empty: nothing
   std::string init;              // absolute, a model directory to start from; empty: from random parameters
   std::string init_fingerprint;  // of that model
-  Json model;                    // LanguageModelConfig::to_json()
-  Json corpus;                   // what the data held, so that resuming on other data is refused
+  std::string teacher;           // absolute, a model directory to learn from; empty: from the text alone
+  std::string teacher_fingerprint;
+  Json model;   // LanguageModelConfig::to_json()
+  Json corpus;  // what the data held, so that resuming on other data is refused
 
   Json to_json() const {
     Json json = {{"train", train.write()}, {"data", data},    {"text_field", text_field},
                  {"threads", threads},     {"init", init},    {"init_fingerprint", init_fingerprint},
                  {"model", model},         {"corpus", corpus}};
     if (!tokenizer_file.empty()) json["tokenizer_file"] = tokenizer_file;
+    if (!teacher.empty()) json["teacher"] = teacher, json["teacher_fingerprint"] = teacher_fingerprint;
     return json;
   }
 
@@ -90,6 +93,8 @@ struct Plan {
       plan.text_field = json.at("text_field").get<std::string>();
       plan.threads = json.at("threads").get<int64_t>();
       plan.tokenizer_file = json.value("tokenizer_file", "");
+      plan.teacher = json.value("teacher", "");
+      plan.teacher_fingerprint = json.value("teacher_fingerprint", "");
       plan.init = json.at("init").get<std::string>();
       plan.init_fingerprint = json.at("init_fingerprint").get<std::string>();
       plan.model = json.at("model");
@@ -133,6 +138,23 @@ LoadedModel first_model(Plan& plan, const std::string& who) {
   plan.init_fingerprint = found;
   plan.model = loaded.model->config().to_json();
   return loaded;
+}
+
+/// The model to learn from, if there is one: as it was when the run began, and of the same tokens.
+std::shared_ptr<LanguageModel> teacher_of(Plan& plan, const LoadedModel& learner) {
+  if (plan.teacher.empty()) return nullptr;
+  const LoadedModel loaded = load_model(plan.teacher);
+  const std::string found = fingerprint(*loaded.model);
+  if (!plan.teacher_fingerprint.empty() && found != plan.teacher_fingerprint) {
+    fail("train: the teacher ", plan.teacher, " has changed since the run began; start it again in another --out");
+  }
+  plan.teacher_fingerprint = found;
+  const std::string &theirs = loaded.model->config().tokenizer, &ours = learner.model->config().tokenizer;
+  if (theirs != ours || (loaded.tokenizer && loaded.tokenizer->identity() != learner.tokenizer->identity())) {
+    fail("train: the teacher reads text as ", theirs.empty() ? "ids" : theirs, ", the model as ",
+         ours.empty() ? "ids" : ours, theirs == ours ? " from another file" : "", "; expected the same tokens");
+  }
+  return loaded.model;
 }
 
 /// The model of a run that goes on; its parameters come with the checkpoint, if there is one.
@@ -243,6 +265,7 @@ int run(const std::vector<std::string>& args) {
   app.add_option("--resume", resume,
                  "folder of a run to go on with; takes no other flags but --steps, -t, --kernels and --json");
   app.add_option("--init", plan.init, "model directory or run to start from");
+  app.add_option("--distill", plan.teacher, "model directory or run to learn from, a model of the same tokens");
   app.add_option("--tokenizer-file", plan.tokenizer_file,
                  "what the tokenizer is made from (sentencepiece: FILE.model)");
   app.add_option("--text-field", plan.text_field, "field of a JSON line that holds its text");
@@ -307,6 +330,13 @@ int run(const std::vector<std::string>& args) {
       model.validate("train");
       plan.model = model.to_json();
     }
+    if (!plan.teacher.empty()) {
+      plan.teacher = kept_path(plan.teacher);
+      if (plan.train.objective != "causal_lm") fail("train: --distill goes with --objective causal_lm");
+      if (app.get_option("--match-steps")->count() == 0) plan.train.match_steps = plan.train.steps / 2;
+    } else if (app.get_option("--match-steps")->count() > 0) {
+      fail("train: --match-steps goes with --distill");
+    }
     plan.train.validate("train");
     if (is_run(out)) note = "the run in " + out + " has no checkpoint: a new one takes its place\n";
     folder = RunFolder::reserve(out);
@@ -315,7 +345,7 @@ int run(const std::vector<std::string>& args) {
 
   const LoadedModel loaded = resume.empty() ? first_model(plan, "train") : resumed_model(plan, *folder);
   const Text text = open_text(plan, loaded, !json);
-  Trainer trainer(loaded.model, plan.train, text.batches);
+  Trainer trainer(loaded.model, plan.train, text.batches, teacher_of(plan, loaded));
   if (!resume.empty() && plan.corpus != text.corpus) {
     fail("train: the text has changed since ", resume, " began: ", text.corpus.dump(), ", expected ",
          plan.corpus.dump());

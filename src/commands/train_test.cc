@@ -250,6 +250,41 @@ TEST_F(TrainProgram, StartsFromAModel) {
   EXPECT_EQ(read_file(checkpoint("next", 2) / "model.safetensors"), model);
 }
 
+TEST_F(TrainProgram, LearnsFromATeacher) {
+  ASSERT_EQ(run(tiny("teacher", {"--layers", "attention*2", "--steps", "30"})).code, 0);
+  const std::string teacher = folder_ / "teacher", student = folder_ / "student";
+  ASSERT_EQ(run({"convert", "-m", teacher, "--mixer", "linear_attention", "-o", student}).code, 0);
+  const Args more = {
+      "train", folder_ / "text.txt", "--init", student,        "--distill", teacher,        "-t", "1",           "-c",
+      "37",    "--batch-size",       "2",      "--validation", "0.1",       "--eval-every", "10", "--log-every", "10",
+      "--json"};
+  const auto with = [&](Args args, const Args& last) {
+    args.insert(args.end(), last.begin(), last.end());
+    return args;
+  };
+  const ProgramResult learnt = run(with(more, {"--out", folder_ / "learnt", "--steps", "40", "--match-steps", "30"}));
+  ASSERT_EQ(learnt.code, 0) << learnt.err;
+  std::istringstream lines(learnt.out);
+  std::vector<Json> list;
+  for (std::string line; std::getline(lines, line);) list.push_back(Json::parse(line));
+  ASSERT_EQ(list.size(), 4u);
+  EXPECT_EQ(list[0]["minimised"], "match");
+  EXPECT_EQ(list[2]["minimised"], "match");
+  EXPECT_EQ(list[3]["minimised"], "distill");
+  EXPECT_LT(list[2]["loss"].get<double>(), list[0]["loss"].get<double>());
+  EXPECT_LT(list[3]["validation_loss"].get<double>(), list[0]["validation_loss"].get<double>());
+
+  const ProgramResult halved = run(with(more, {"--out", folder_ / "halved", "--steps", "4", "--save-every", "2"}));
+  ASSERT_EQ(halved.code, 0) << halved.err;
+  EXPECT_EQ(Json::parse(read_file(folder_ / "halved" / "config.json"))["train"]["match_steps"], 2);
+  fs::remove_all(checkpoint("halved", 4));
+  ASSERT_EQ(resume("halved").code, 0);
+
+  EXPECT_TRUE(refused(run(tiny("no", {"--match-steps", "3"})), {"--match-steps goes with --distill"}));
+  EXPECT_TRUE(refused(run(tiny("no", {"--distill", teacher, "--steps", "4"})),
+                      {"the teacher has 2 layers of width 12, the model 1", "--match-steps 0"}));
+}
+
 TEST_F(TrainProgram, AnInitialModelThatChangedBeforeTheFirstCheckpointIsRefused) {
   ASSERT_EQ(run(tiny("first", {"--steps", "1"})).code, 0);
   const Args args = {"train",   folder_ / "text.txt",

@@ -5,9 +5,11 @@
 namespace lineal {
 
 Segments Segments::slice(int64_t from, int64_t to) const {
-  if (none()) return {};
-  Tensor part = starts.slice(1, from, to);
-  return part.any().item<bool>() ? Segments{part} : Segments{};
+  const auto part = [&](const Tensor& marks) {
+    const Tensor found = marks.defined() ? marks.slice(1, from, to) : Tensor();
+    return found.defined() && found.any().item<bool>() ? found : Tensor();
+  };
+  return {part(starts), part(padding)};
 }
 
 Tensor Segments::documents(int64_t B, int64_t T, at::Device device) const {

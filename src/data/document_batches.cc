@@ -53,16 +53,19 @@ Batch DocumentBatches::batch(const Document& document) const {
     T = std::max(T, span.size() - shift);
   }
   const auto filled = [&](int64_t length) { return at::full({rows_.B, length}, rows_.pad, at::kLong); };
-  const Tensor tokens = filled(T + shift), mask = at::zeros({rows_.B, T}), starts = at::zeros({rows_.B, T}, at::kBool);
+  const Tensor tokens = filled(T + shift), mask = at::zeros({rows_.B, T}), starts = at::zeros({rows_.B, T}, at::kBool),
+               padding = at::zeros({rows_.B, T}, at::kBool);
   for (int64_t b = 0; b < rows_.B; ++b) {
     const int64_t length = std::max<int64_t>(spans[static_cast<size_t>(b)].size() - shift, 0);
     part_.store->copy(spans[static_cast<size_t>(b)], tokens[b].mutable_data_ptr<int64_t>());
     mask[b].slice(0, 0, length).fill_(1);
     starts[b][0].fill_(true);
-    if (length < T) starts[b][length].fill_(true);
+    if (length == T) continue;
+    starts[b][length].fill_(true);
+    padding[b].slice(0, length).fill_(true);
   }
   const Tensor inputs = tokens.slice(1, 0, T).contiguous();
-  return {inputs, shift ? tokens.slice(1, 1).contiguous() : inputs, mask, {starts}};
+  return {inputs, shift ? tokens.slice(1, 1).contiguous() : inputs, mask, {starts, padding}};
 }
 
 Batch DocumentBatches::at(int64_t step) const {

@@ -121,6 +121,7 @@ TEST(DocumentBatches, Rows) {
   EXPECT_TRUE(at::equal(first.targets, at::stack({row({1, 2, 99, 99, 99}), row({4, 5, 6, 7, 8})}))) << first.targets;
   EXPECT_TRUE(at::equal(first.mask, at::stack({row({1, 1, 0, 0, 0}), row({1, 1, 1, 1, 1})}).to(at::kFloat)));
   EXPECT_TRUE(at::equal(first.segments.starts, at::stack({row({1, 0, 1, 0, 0}), row({1, 0, 0, 0, 0})}).to(at::kBool)));
+  EXPECT_TRUE(at::equal(first.segments.padding, at::stack({row({0, 0, 1, 1, 1}), row({0, 0, 0, 0, 0})}).to(at::kBool)));
   EXPECT_EQ(shifted.steps_in_order(), 2);
   EXPECT_TRUE(at::equal(last.inputs, at::stack({row({11}), row({99})}))) << last.inputs;
   EXPECT_TRUE(at::equal(last.mask, at::stack({row({1}), row({0})}).to(at::kFloat)));

@@ -47,6 +47,9 @@ struct PerformerConfig : Config {
   double stabilizer = 1e-6;
   double kernel_epsilon = 1e-3;
   int64_t chunk_size = 64;
+  int64_t head_dim = 0;
+  bool qkv_bias = false;
+  bool out_bias = false;
 
   std::vector<Field> fields() override {
     return {
@@ -65,6 +68,9 @@ struct PerformerConfig : Config {
         {"stabilizer", &stabilizer, between(0, 1), "added to softmax features; least denominator of signed ones"},
         {"kernel_epsilon", &kernel_epsilon, between(0, 1), "added to generalised features"},
         {"chunk_size", &chunk_size, size_range(), "tokens computed at once; changes no result"},
+        {"head_dim", &head_dim, between(0, 1 << 20), "size of a head; 0: hidden_size / num_attention_heads", 0},
+        {"qkv_bias", &qkv_bias, {}, "what makes queries, keys and values has a bias", false},
+        {"out_bias", &out_bias, {}, "what makes the output has a bias", false},
     };
   }
   void validate(const std::string& who) override {
@@ -88,17 +94,17 @@ class Performer : public Mixer {
         D_(D),
         H_(config.num_attention_heads),
         H_kv_(config.num_key_value_heads > 0 ? config.num_key_value_heads : H_),
-        K_(head_size(who_, D, H_)),
+        K_(config.head_dim > 0 ? config.head_dim : head_size(who_, D, H_)),
         M_(config.projection == "none" ? K_ : config.num_features),
         phi_(config.feature_map,
              FeatureMap(config.feature_map, 0).is_softmax() ? config.stabilizer : config.kernel_epsilon) {
     if (config.rope_theta > 0 && K_ % 2 != 0) {
       fail(who_, ": head size is ", K_, ", rotary embedding needs an even one");
     }
-    q_proj_ = register_module("q_proj", linear(D, D));
-    k_proj_ = register_module("k_proj", linear(D, H_kv_ * K_));
-    v_proj_ = register_module("v_proj", linear(D, H_kv_ * K_));
-    o_proj_ = register_module("o_proj", linear(D, D));
+    q_proj_ = register_module("q_proj", linear(D, H_ * K_, config.qkv_bias));
+    k_proj_ = register_module("k_proj", linear(D, H_kv_ * K_, config.qkv_bias));
+    v_proj_ = register_module("v_proj", linear(D, H_kv_ * K_, config.qkv_bias));
+    o_proj_ = register_module("o_proj", linear(H_ * K_, D, config.out_bias));
     if (config.projection != "none") projection_ = register_buffer("projection_matrix", at::empty({M_, K_}));
   }
 

@@ -16,8 +16,9 @@
 // In training mode gradients of khat_j go to k_j as they are (straight-through), from tokens that have j among their
 // recent ones; in evaluation mode there are none, as khat is piecewise constant. The codebook follows the keys:
 //   c_m = s_m / max(a_m, 0.01),  s_m <- gamma s_m + (1 - gamma) sum of the step's keys of code m,  a_m of their number
-// and keys are drawn to it by the loss |k_t - khat_t|^2, a mean over tokens and sum over heads, times `commitment`.
-// Codes that fall out of use start again as a key of the step.                            (Jukebox, 2020, section 3.1)
+// and keys are drawn to it by the loss |k_t - khat_t|^2, a mean over tokens and sum over heads, times `commitment`;
+// padding counts for 0 in all of these. Codes that fall out of use start again as a key of the step. (Jukebox, 2020,
+// section 3.1)
 #include "mixers/vq_attention.h"
 
 #include <ATen/ATen.h>
@@ -275,8 +276,9 @@ class VqAttention : public Mixer {
       Tensor khat = codewords(codebook, code);
       losses.clear();
       measured.clear();
-      if (is_training()) learn(k, khat, code);
-      if (measure) observe(k, khat, code);
+      const Seen seen = of_text(k, khat, code, segments);
+      if (is_training()) learn(seen);
+      if (measure) observe(seen);
       if (is_training()) khat = khat + (k - k.detach());
       const Tensor r = distances_(r_proj_->weight, [&](const Tensor& W) {
         if (!sinusoids_.defined() || sinusoids_.options().dtype() != W.dtype() || sinusoids_.device() != W.device()) {
@@ -338,16 +340,29 @@ class VqAttention : public Mixer {
     return rms_norm(x.to(type).unflatten(2, {H_, K_}).contiguous(), weight, kEps);
   }
 
+  /// A call's tokens of text, n of them in all rows.
+  struct Seen {
+    Tensor k, khat;  // [n, H, K]
+    Tensor code;     // [n, H]
+    int64_t tokens;  // of the call, padding too
+  };
+  static Seen of_text(const Tensor& k, const Tensor& khat, const Tensor& code, const Segments& segments) {
+    Seen seen{k.flatten(0, 1), khat.flatten(0, 1), code.flatten(0, 1), code.size(0) * code.size(1)};
+    if (!segments.padding.defined()) return seen;
+    const Tensor index = segments.padding.to(k.device()).flatten().logical_not().nonzero().squeeze(1);
+    for (Tensor* x : {&seen.k, &seen.khat, &seen.code}) *x = x->index_select(0, index);
+    return seen;
+  }
+
   /// Leaves the commitment loss, and of a call that is differentiated (so that one that runs twice counts once) the
   /// sums for the next step's codebook.
-  void learn(const Tensor& k, const Tensor& khat, const Tensor& code) {
-    losses.emplace_back("commitment", config_.commitment * commitment(k, khat));
-    const auto [places, tokens] = sample(k.size(0) * k.size(1));
+  void learn(const Seen& seen) {
+    losses.emplace_back("commitment", config_.commitment * commitment(seen));
+    const auto [places, tokens] = sample(seen.k.size(0));
     if (!at::GradMode::is_enabled()) return;
     at::NoGradGuard no_grad;
-    const Tensor keys = k.detach().flatten(0, 1).transpose(0, 1);  // [H, B T, K]
-    const Tensor of = code.flatten(0, 1).transpose(0, 1);          // [H, B T]
-    step_keys_.index_copy_(1, places.to(k.device()), keys.index_select(1, tokens.to(k.device())));
+    const Tensor keys = seen.k.detach().transpose(0, 1), of = seen.code.transpose(0, 1);  // [H, n, K], [H, n]
+    step_keys_.index_copy_(1, places.to(keys.device()), keys.index_select(1, tokens.to(keys.device())));
     step_sum_.scatter_add_(1, of.unsqueeze(2).expand_as(keys), keys);
     step_count_.scatter_add_(1, of, at::ones_like(of, step_count_.options()));
   }
@@ -369,15 +384,17 @@ class VqAttention : public Mixer {
     return {at::tensor(places, at::kLong), at::tensor(tokens, at::kLong)};
   }
 
-  static Tensor commitment(const Tensor& k, const Tensor& khat) { return (k - khat).square().sum(3).sum(2).mean(); }
+  static Tensor commitment(const Seen& seen) {
+    return (seen.k - seen.khat).square().sum() / static_cast<double>(seen.tokens);
+  }
 
-  void observe(const Tensor& k, const Tensor& khat, const Tensor& code) {
+  void observe(const Seen& seen) {
     at::NoGradGuard no_grad;
-    const Tensor of = code.flatten(0, 1).transpose(0, 1);  // [H, B T]
-    const Tensor share =
-        at::zeros_like(code_count_).scatter_add(1, of, at::ones_like(of, code_count_.options())) / of.size(1);
+    const Tensor of = seen.code.transpose(0, 1);  // [H, n]
+    const Tensor share = at::zeros_like(code_count_).scatter_add(1, of, at::ones_like(of, code_count_.options())) /
+                         std::max<int64_t>(of.size(1), 1);
     const Tensor entropy = -(share * share.clamp_min(1e-30).log()).sum(1);
-    measured = {{"commitment", commitment(k, khat)},
+    measured = {{"commitment", commitment(seen)},
                 {"codes_used", share.gt(0).sum(1).to(at::kDouble).mean()},
                 {"code_perplexity", entropy.exp().mean()}};
   }

@@ -334,6 +334,38 @@ TEST(VqAttention, OnlyDifferentiatedCallsInTrainingTeachTheCodebook) {
   EXPECT_TRUE(seen().eq(44).all().item<bool>());
 }
 
+TEST(VqAttention, PaddingTeachesNothing) {
+  const Sizes s{2, 4, 3, 5, 4, 3};
+  const auto mixer = random_mixer("vq_attention", options_of(s, {{"commitment", 1.0}}), 8);
+  const Tensor x = normal({2, 11, 8}, 1, at::kDouble);
+  x[1].slice(0, 4).copy_(x[1][10].clone());  // as an embedding of one id is
+  double commitment = 0;
+  const auto call = [&](const Tensor& input, const Segments& segments) {
+    State state = mixer->initial_state(input.size(0));
+    mixer->forward(input, state, segments);
+    commitment += mixer->losses.at(0).second.item<double>() * static_cast<double>(input.size(0) * input.size(1));
+    NamedWeights found;
+    for (const char* name : {"step_sum", "step_count", "step_keys"}) {
+      found.insert(name, buffers_of(*mixer)[name].clone());
+    }
+    return found;
+  };
+  call(x.slice(0, 0, 1), {});
+  const NamedWeights expected = call(x.slice(0, 1).slice(1, 0, 4), {});
+  const double of_text = std::exchange(commitment, 0);
+  for (const char* name : {"step_sum", "step_count", "step_keys"}) buffers_of(*mixer)[name].zero_();
+
+  Segments segments{at::zeros({2, 11}, at::kBool), at::zeros({2, 11}, at::kBool)};
+  segments.starts[1][4].fill_(true), segments.padding[1].slice(0, 4).fill_(true);
+  const NamedWeights found = call(x, segments);
+  EXPECT_CLOSE(found["step_sum"], expected["step_sum"], 1e-12);
+  EXPECT_CLOSE(found["step_count"], expected["step_count"], 0);
+  EXPECT_NEAR(commitment, of_text, 1e-12);
+  mixer->measure = true;
+  call(x, segments);
+  EXPECT_NEAR(mixer->measured.at(0).second.item<double>() * 22, of_text, 1e-12);
+}
+
 /// Codes too far away to be used become keys of the step, of the average code's weight; the others move as ever.
 TEST(VqAttention, DeadCodesStartAgainAsKeys) {
   const Sizes s{2, 4, 3, 6, 4, 3};

@@ -24,6 +24,10 @@ struct Player {
   /// What the last call of `loss` left to minimise beside it in training mode (Mixer::losses): its gradient is added,
   /// its value is not, so that losses stay comparable. May be empty.
   std::function<std::vector<std::pair<std::string, Tensor>>()> extra;
+  /// Told the number of each step before it; returns what is minimised in it, for the log. May be empty.
+  std::function<std::string(int64_t step)> begin_step;
+  /// What validation measures where that is not `loss`. May be empty.
+  std::function<Tensor(const Batch& batch, State& state)> validation;
   /// Those of the parameters that a mixer wants trained unlike the others.
   std::map<std::string, Mixer::Pace> paces;
 };

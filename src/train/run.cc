@@ -57,6 +57,7 @@ bool train(Trainer& trainer, RunFolder& run, double elapsed, Reporter& reporter,
         line["validation_loss"] = loss;
         line["validation_bits_per_token"] = loss / std::numbers::ln2;
       }
+      if (!result.minimised.empty()) line["minimised"] = result.minimised;
       for (const auto& [name, value] : result.measured) line[name] = value;
       run.add_metrics(line);
       reporter.metrics(line);

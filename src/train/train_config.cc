@@ -39,6 +39,8 @@ std::vector<Field> TrainConfig::fields() {
       {"mask_fraction", &mask_fraction, between(1e-6, 1), "masked_lm: of the tokens that are chosen"},
       {"mask_share", &mask_share, between(0, 1), "masked_lm: of the chosen that become the mask"},
       {"random_share", &random_share, between(0, 1), "masked_lm: of the chosen that become any token; the rest stay"},
+      {"match_steps", &match_steps, between(0, kMostSteps),
+       "distill: first steps, in which every layer learns by itself what the teacher's does; half of all if not given"},
       {"eval_batches", &eval_batches, between(0, 1 << 30), "batches per validation; 0: all"},
       {"log_every", &log_every, between(1, kMostSteps), "steps between lines of metrics"},
       {"eval_every", &eval_every, between(1, kMostSteps), "steps between validations"},

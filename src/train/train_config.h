@@ -33,6 +33,7 @@ struct TrainConfig : Config {
   double mask_fraction = 0.15;
   double mask_share = 0.8;
   double random_share = 0.1;
+  int64_t match_steps = 0;
   int64_t eval_batches = 16;
   int64_t log_every = 10;
   int64_t eval_every = 100;

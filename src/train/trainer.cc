@@ -20,7 +20,8 @@ constexpr const char* kRandom = "random_state";
 
 }  // namespace
 
-Trainer::Trainer(std::shared_ptr<LanguageModel> model, const TrainConfig& config, TrainData data)
+Trainer::Trainer(std::shared_ptr<LanguageModel> model, const TrainConfig& config, TrainData data,
+                 std::shared_ptr<LanguageModel> teacher)
     : model_(std::move(model)), config_(config), data_(std::move(data)) {
   config_.validate("train");
   const auto& objective = find<ObjectiveSpec>(config_.objective, "train");
@@ -29,7 +30,8 @@ Trainer::Trainer(std::shared_ptr<LanguageModel> model, const TrainConfig& config
       fail("train: objective ", objective.name, " predicts what comes next, mixer ", layer.mixer, " looks ahead");
     }
   }
-  players_ = objective.players(model_);
+  players_ =
+      teacher ? distillation_player(model_, {std::move(teacher), config_.match_steps}) : objective.players(model_);
   for (const Player& player : players_) {
     optimizers_.emplace_back(player.parameters, config_, player.paces);
     batches_per_step_ += player.repeats * config_.accumulate;
@@ -79,6 +81,7 @@ StepResult Trainer::step(bool measure) {
   for (size_t p = 0; p < players_.size(); ++p) {
     const Player& player = players_[p];
     AdamW& optimizer = optimizers_[p];
+    if (player.begin_step) result.minimised = player.begin_step(steps_done_);
     for (int64_t repeat = 0; repeat < player.repeats; ++repeat) {
       std::vector<Batch> batches;
       double count = 0, sum = 0;
@@ -116,13 +119,15 @@ double Trainer::validation_loss() {
   if (config_.eval_batches > 0) batches = std::min(batches, config_.eval_batches);
   if (batches == 0) fail("train: there is no validation part to measure the loss of");
   model_->eval();
+  Player measured = players_.front();
+  if (measured.validation) measured.loss = measured.validation;
   double sum = 0, count = 0;
   State state;
   for (int64_t i = 0; i < batches; ++i) {
     const Batch batch = data_.validation(i);
     if (i == 0) state = model_->initial_state(batch.size()).detach();
     const SegmentRun run = segment_run(text("step ", steps_done_, ": the validation loss of batch ", i));
-    sum += sum_loss(players_.front(), batch, state, run);
+    sum += sum_loss(measured, batch, state, run);
     count += batch.mask.sum(at::kDouble).item<double>();
   }
   return sum / std::max(count, 1.0);

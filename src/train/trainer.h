@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "objectives/distillation.h"
 #include "objectives/objective.h"
 #include "train/adamw.h"
 #include "train/gradient.h"
@@ -25,13 +26,16 @@ struct StepResult {
   double loss = 0;  // mean nats per token, of the first player
   double lr = 0;
   double grad_norm = 0;                                  // before clipping, the largest over the players
+  std::string minimised;                                 // what the loss is of, where a player says so
   std::vector<std::pair<std::string, double>> measured;  // "layers.0.inner_loss_before", when asked for
 };
 
 class Trainer {
  public:
-  /// Throws Error for an objective that is unknown or refuses one of the model's mixers.
-  Trainer(std::shared_ptr<LanguageModel> model, const TrainConfig& config, TrainData data);
+  /// Throws Error for an objective that is unknown or refuses one of the model's mixers. With a teacher the model
+  /// learns from it instead, its first config.match_steps steps layer by layer.
+  Trainer(std::shared_ptr<LanguageModel> model, const TrainConfig& config, TrainData data,
+          std::shared_ptr<LanguageModel> teacher = nullptr);
 
   /// Step number steps_done(): gradients of `accumulate` batches, clip, AdamW. With `measure` the mixers' scalars are
   /// collected, each the mean over the step's calls. A loss or gradient that is not finite is an Error that names the
