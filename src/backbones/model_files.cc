@@ -29,6 +29,8 @@ void save_model(const LanguageModel& model, const std::filesystem::path& dir) {
 
 namespace {
 
+constexpr int kMostDepth = 64;
+
 /// Text of JSON with Python's bare names for numbers that JSON lacks written as objects.
 std::string tagged_numbers(const std::string& json) {
   std::string result;
@@ -53,12 +55,19 @@ std::string tagged_numbers(const std::string& json) {
 
 }  // namespace
 
-Json read_model_config(const std::filesystem::path& dir) {
-  const auto path = dir / "config.json";
-  const Json json = Json::parse(tagged_numbers(read_file(path)), nullptr, /*allow_exceptions=*/false);
-  if (json.is_discarded()) fail(path.string(), ": no valid JSON; expected the configuration of a model");
+Json read_json(const std::filesystem::path& path, const std::string& what) {
+  const auto check = [&](int depth, Json::parse_event_t, const Json&) {
+    if (depth > kMostDepth) fail(path.string(), ": nests deeper than ", kMostDepth, "; expected ", what);
+    return true;
+  };
+  const Json json = Json::parse(tagged_numbers(read_file(path)), check, /*allow_exceptions=*/false);
+  if (json.is_discarded()) fail(path.string(), ": no valid JSON; expected ", what);
   if (!json.is_object()) fail(path.string(), ": expected a JSON object, got ", json.type_name());
   return json;
+}
+
+Json read_model_config(const std::filesystem::path& dir) {
+  return read_json(dir / "config.json", "the configuration of a model");
 }
 
 void set_parameters(LanguageModel& model, const std::vector<std::pair<std::string, Tensor>>& tensors,

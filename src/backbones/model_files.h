@@ -17,8 +17,11 @@ std::vector<std::pair<std::string, Tensor>> named_tensors(const LanguageModel& m
 /// Writes both files, each atomically; the folder is made.
 void save_model(const LanguageModel& model, const std::filesystem::path& dir);
 
-/// config.json of a directory, parsed; throws Error when it is missing or no JSON object. Python's bare Infinity,
-/// -Infinity and NaN are read as {"__float__": "Infinity"} and so on.
+/// A JSON object, `what` in words; throws Error when it is missing or no such thing, or nests so deep that printing it
+/// would be a danger. Python's bare Infinity, -Infinity and NaN are read as {"__float__": "Infinity"} and so on.
+Json read_json(const std::filesystem::path& path, const std::string& what);
+
+/// config.json of a directory.
 Json read_model_config(const std::filesystem::path& dir);
 
 /// A directory written by save_model; see also interop/load.h.

@@ -286,6 +286,15 @@ TEST_F(Directory, ShardsAreReadByTheirIndex) {
   EXPECT_ERROR(load_model(folder.path()), "has pytorch_model.bin, which only Python reads");
 }
 
+TEST_F(Directory, DeepConfigurationsAreErrors) {
+  write("llama");
+  const std::string deep(100'000, '[');
+  write_atomic(folder / "config.json", "{\"vocab_size\": " + deep + std::string(deep.size(), ']') + "}");
+  EXPECT_ERROR(load_model(folder.path()), "nests deeper than");
+  write_atomic(folder / "config.json", "{\"vocab_size\": " + deep);
+  EXPECT_ERROR(load_model(folder.path()), "nests deeper than");
+}
+
 /// Training changes the model, not the file that its parameters lie on.
 TEST_F(Directory, ParametersOnTheFileAreTheModelsOwn) {
   write("llama");

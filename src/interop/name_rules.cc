@@ -8,7 +8,6 @@
 
 #include "backbones/model_files.h"
 #include "core/error.h"
-#include "core/file.h"
 
 namespace lineal {
 namespace {
@@ -133,8 +132,8 @@ Tensor theirs_of(const Place& place, int64_t heads) {
 
 std::vector<FileTensor> read_index(const fs::path& dir) {
   const fs::path path = dir / kIndex;
-  const Json json = Json::parse(read_file(path), nullptr, /*allow_exceptions=*/false);
-  if (json.is_discarded() || !json.is_object() || !json.contains("weight_map") || !json["weight_map"].is_object()) {
+  const Json json = read_json(path, "the file of each tensor");
+  if (!json.contains("weight_map") || !json["weight_map"].is_object()) {
     fail(path.string(), ": expected a JSON object with \"weight_map\", the file of each tensor");
   }
   std::map<std::string, std::set<std::string>> files;
