@@ -1,5 +1,5 @@
 #!/bin/sh
-# Checks find_torch.sh, the choice LibTorch.cmake makes with it, and expect.sh. $1: cmake.
+# Checks find_torch.sh, the choice LibTorch.cmake makes with it, expect.sh and runs/common.sh. $1: cmake.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)
@@ -47,4 +47,31 @@ check "text and code" 0 "$(code "$here/expect.sh" 0 "a b" echo "x a b y")"
 check "no text" 1 "$(code "$here/expect.sh" 0 "a b" echo "x")"
 check "another code" 1 "$(code "$here/expect.sh" 0 "a b" sh -c 'echo "a b"; exit 3')"
 check "an error, as expected" 0 "$(code "$here/expect.sh" 3 "a b" sh -c 'echo "a b" >&2; exit 3')"
+
+# A script of runs/ in a project whose lineal and Python do nothing: it prints what it is given and what it keeps.
+mkdir -p "$work/home/runs/mine" "$work/home/build" "$work/home/.venv/bin" "$work/elsewhere"
+cp "$here/../runs/common.sh" "$work/home/runs"
+for program in build/lineal .venv/bin/python; do
+  printf '#!/bin/sh\n' >"$work/home/$program" && chmod +x "$work/home/$program"
+done
+cat >"$work/home/runs/mine.sh" <<'SCRIPT'
+. "$(dirname "$0")/common.sh"
+echo "$* ${MODEL:-} in $(pwd): $(ls "$out")"
+SCRIPT
+: >"$work/elsewhere/text"
+script() { # folder, MODEL, arguments
+  : >"$work/home/runs/mine/old"
+  (cd "$work/$1" && shift && MODEL=$1 && shift && export MODEL && bash "$work/home/runs/mine.sh" "$@" 2>&1)
+}
+home=$(realpath "$work/home") elsewhere=$(realpath "$work/elsewhere")
+check "an emptied folder" "  in $home: " "$(script home "")"
+check "paths from elsewhere" "$elsewhere/text -t 1 $elsewhere in $home: " "$(script elsewhere . text -t 1)"
+refusal() { # what, path
+  echo "$work/home/runs/mine.sh: $1 $2 lies in runs/mine, which is emptied first; move it"
+}
+check "a text in the emptied folder" "$(refusal "the path" runs/mine/old)" "$(script home "" runs/mine/old || true)"
+check "that folder itself" "$(refusal "the path" .)" "$(script home/runs/mine "" . || true)"
+check "a MODEL in it" "$(refusal MODEL ../home/runs/mine/old)" "$(script elsewhere ../home/runs/mine/old || true)"
+check "scripts of runs/ that do without it" "" "$(cd "$here/../runs" && grep -L '/common.sh"$' $(ls ./*.sh | grep -v common))"
+check "what is refused is kept" old "$(ls "$work/home/runs/mine")"
 exit $failed

@@ -1,13 +1,23 @@
 # Sourced by the scripts of this folder: the program, a Python with matplotlib, an empty folder for the results in $out,
-# and arguments that are paths made absolute, for all goes on in the project's folder.
+# and paths made absolute, the arguments' and MODEL, for all goes on in the project's folder.
 set -euo pipefail
+project=$(realpath "$(dirname "${BASH_SOURCE[0]}")/..")
+out=runs/$(basename "$0" .sh)
+# kept WHAT PATH: the path made absolute; not one of a file that emptying $out would remove.
+kept() {
+  local path
+  path=$(realpath "$2")
+  [[ $path/ != "$project/$out"/* ]] || { echo "$0: $1 $2 lies in $out, which is emptied first; move it" >&2; exit 2; }
+  echo "$path"
+}
 paths=()
 for path in "$@"; do
-  [[ -e $path ]] && path=$(realpath "$path")
+  [[ -e $path ]] && path=$(kept "the path" "$path")
   paths+=("$path")
 done
 set -- "${paths[@]}"
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+[[ -e ${MODEL:-} ]] && MODEL=$(kept MODEL "$MODEL")
+cd "$project"
 
 lineal=build/lineal
 [[ -x $lineal ]] || { echo "$0: no $lineal; run make first" >&2; exit 2; }
@@ -21,6 +31,5 @@ if ! "$python" -c 'import matplotlib' 2>/dev/null; then
   "$python" -m pip install -qq --disable-pip-version-check matplotlib
 fi
 
-out=runs/$(basename "$0" .sh)
 rm -rf "$out"
 mkdir -p "$out"
