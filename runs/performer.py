@@ -1,5 +1,5 @@
-"""What the scripts runs/performer_*.sh do beside calling lineal: CSV files, accuracies, and the paper's shapes beside
-what came out. Every command is described by its function."""
+"""What the scripts runs/performer_*.sh do beside calling lineal: CSV files, and the paper's shapes beside what
+came out. Every command is described by its function."""
 import collections
 import csv
 import json
@@ -41,7 +41,8 @@ def approximation(result, table):
     inputs = pathlib.Path(result).stem
     write_csv(table, [{"inputs": inputs, "features": f"{row['feature_map']} {row['projection']}", **row} for row in found],
               append=True)
-    error = {(row["feature_map"], row["projection"], row["num_features"]): row["squared_error"] for row in found}
+    error = {(row["feature_map"], row["projection"], row["num_features"]):
+             math.nan if row["squared_error"] is None else row["squared_error"] for row in found}
     maps, projections, features = ([*dict.fromkeys(key[i] for key in error)] for i in range(3))
     orthogonal = [name for name in projections if name != "iid"]
 
@@ -53,7 +54,7 @@ def approximation(result, table):
 
     def not_below(cells):
         cells = list(cells)
-        wrong = [what for what, less, more in cells if less >= more]
+        wrong = [what for what, less, more in cells if not less < more]
         return f"in {len(cells) - len(wrong)} of {len(cells)} cells" + (f"; not for {', '.join(wrong)}" if wrong else "")
 
     print_table()
@@ -102,38 +103,6 @@ def layers_of(model):
     print(len(config["layers"]))
 
 
-def read_safetensors(path, name):
-    import numpy
-    data = pathlib.Path(path).read_bytes()
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:8 + size])[name]
-    begin, end = (8 + size + offset for offset in header["data_offsets"])
-    kind = {"I64": numpy.int64, "F32": numpy.float32}[header["dtype"]]
-    return numpy.frombuffer(data[begin:end], kind).reshape(header["shape"])
-
-
-def tokens(folder, path, count, length):
-    """tokens FOLDER OUT COUNT LENGTH: so many pieces of its bytes, spread over it, as lineal eval --tokens reads them."""
-    import numpy
-    text = b"".join(p.read_bytes() for p in sorted(pathlib.Path(folder).iterdir()))
-    count, length = int(count), int(length)
-    if len(text) < length:
-        sys.exit(f"performer: {folder} holds {len(text)} bytes, expected at least {length}")
-    starts = [i * (len(text) - length) // max(1, count - 1) for i in range(count)]
-    ids = numpy.array([list(text[s:s + length]) for s in starts], dtype=numpy.int64)
-    header = json.dumps({"input_ids": {"dtype": "I64", "shape": list(ids.shape), "data_offsets": [0, ids.nbytes]}}).encode()
-    pathlib.Path(path).write_bytes(len(header).to_bytes(8, "little") + header + ids.tobytes())
-
-
-def accuracy(ids, logits):
-    """accuracy TOKENS LOGITS: of the next byte, and its loss, as JSON."""
-    import numpy
-    x, y = read_safetensors(logits, "logits")[:, :-1].astype(numpy.float64), read_safetensors(ids, "input_ids")[:, 1:]
-    x = x - x.max(-1, keepdims=True)
-    loss = numpy.log(numpy.exp(x).sum(-1)) - numpy.take_along_axis(x, y[..., None], -1)[..., 0]
-    print(json.dumps({"accuracy": float((x.argmax(-1) == y).mean()), "nats": float(loss.mean())}))
-
-
 def lines(path):
     """Of JSON; what else a file holds is passed over."""
     if not path.exists():
@@ -160,8 +129,8 @@ def transfer(folder, steps, tune, *models):
     for name in (*models, "scratch", "softmax"):
         at_once, after = measured(f"{name}.at_once"), measured(f"{name}.measured")
         wrong = what_went_wrong(folder / f"{name}.error") or what_went_wrong(folder / f"{name}.at_once.error")
-        rows.append({"model": name, "nats_at_once": at_once.get("nats", ""), "accuracy_at_once": at_once.get("accuracy", ""),
-                     "nats": after.get("nats", ""), "accuracy": after.get("accuracy", ""), "note": wrong})
+        rows.append({"model": name, "nats_at_once": at_once.get("nats_per_token", ""), "accuracy_at_once": at_once.get("accuracy", ""),
+                     "nats": after.get("nats_per_token", ""), "accuracy": after.get("accuracy", ""), "note": wrong})
     write_csv(folder / "transfer.csv", rows)
     curves = [{"model": name, "step": line["step"], "validation_loss": line["validation_loss"]}
               for name in (*models, "scratch") for line in losses[name]]
@@ -289,5 +258,5 @@ def speed(lineal, table, lengths, sizes, steps, budget, *more):
 
 
 if __name__ == "__main__":
-    commands = (approximation, layers, layers_of, tokens, accuracy, transfer, kernels, speed)
+    commands = (approximation, layers, layers_of, transfer, kernels, speed)
     {f.__name__: f for f in commands}[sys.argv[1]](*sys.argv[2:])

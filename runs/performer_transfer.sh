@@ -19,16 +19,14 @@ models=(
 
 say "text"
 "$python" runs/demo.py gather "$out/text" "${1:-}"
-"$python" runs/performer.py tokens "$out/text/validation" "$out/tokens" 32 "$context"
 shape=(--hidden-size "$width" --intermediate-size $((3 * width)))
 learn=("$out/text/train" -c "$context" --batch-size 8 --eval-batches 8 --log-every $((tune / 12 + 1))
        --eval-every $((tune / 6 + 1)) --schedule constant --json)
 
 # measure MODEL RESULT: loss and accuracy on the same tokens; what goes wrong is the result.
 measure() {
-  if "$lineal" eval -m "$1" --tokens "$out/tokens" --logits "$out/logits" 2>"$2.error"; then
-    "$python" runs/performer.py accuracy "$out/tokens" "$out/logits" >"$2"
-    rm "$2.error" "$out/logits"
+  if "$lineal" eval -m "$1" "$out/text/validation" --max-context "$context" --json >"$2" 2>"$2.error"; then
+    rm "$2.error"
   fi
 }
 # learns NAME ARGUMENTS: a run; one that stops being finite is a result too.
