@@ -60,7 +60,8 @@ std::vector<Approximation> measure_approximation(const ApproximationSizes& sizes
   return rows;
 }
 
-std::vector<BlockError> propagate_error(LanguageModel& a, LanguageModel& b, const Tensor& tokens) {
+std::vector<BlockError> propagate_error(LanguageModel& a, LanguageModel& b, const Tensor& tokens,
+                                        const Segments& segments) {
   const auto &of_a = a.config(), &of_b = b.config();
   if (of_a.vocab_size != of_b.vocab_size || of_a.hidden_size != of_b.hidden_size ||
       of_a.layers.size() != of_b.layers.size()) {
@@ -76,7 +77,7 @@ std::vector<BlockError> propagate_error(LanguageModel& a, LanguageModel& b, cons
   for (size_t i = 0; i < a.blocks().size(); ++i) {
     const auto run = [&](Block& block, const Tensor& in) {
       State state = block.initial_state(B);
-      return block.forward(in, state, {});
+      return block.forward(in, state, segments);
     };
     const Tensor next = run(*a.blocks()[i], x), alone = run(*b.blocks()[i], x);
     y = run(*b.blocks()[i], y);

@@ -46,7 +46,9 @@ struct BlockError {
   double alone, propagated;
 };
 
-/// Of each block in turn. tokens int64 [B, T]. Throws Error for models that differ in vocabulary, width or layers.
-std::vector<BlockError> propagate_error(LanguageModel& a, LanguageModel& b, const Tensor& tokens);
+/// Of each block in turn. tokens int64 [B, T], of the documents that `segments` tells. Throws Error for models that
+/// differ in vocabulary, width or layers.
+std::vector<BlockError> propagate_error(LanguageModel& a, LanguageModel& b, const Tensor& tokens,
+                                        const Segments& segments = {});
 
 }  // namespace lineal

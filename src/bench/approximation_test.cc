@@ -102,6 +102,11 @@ TEST(Propagation, ComparesBlockByBlock) {
   }
   EXPECT_NEAR(errors[2].propagated, ((y - x).norm() / x.norm()).item<double>(), 1e-6);
 
+  const Tensor starts = at::zeros({1, 18}, at::kBool);
+  starts[0][9] = true;
+  const auto packed = propagate_error(a, b, tokens.view({1, 18}), {starts});
+  EXPECT_NEAR(packed[2].propagated, errors[2].propagated, 1e-6) << "documents in one row";
+
   LanguageModel short_one = model("attention(num_attention_heads=2)*2");
   EXPECT_TRUE(throws_error([&] { propagate_error(a, short_one, tokens); }, {"propagation", "2 layers", "3"}));
 }

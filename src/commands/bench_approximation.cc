@@ -8,9 +8,9 @@
 
 #include "bench/approximation.h"
 #include "commands/command.h"
+#include "commands/same_tokenizer.h"
 #include "core/error.h"
-#include "data/sources.h"
-#include "interop/load.h"
+#include "data/read_tokens.h"
 
 namespace lineal {
 namespace {
@@ -53,18 +53,25 @@ void print(const Json& row) {
   std::cout << "\n";
 }
 
-/// The first `count` tokens of the text, [1, count].
-Tensor first_tokens(const std::vector<std::string>& files, const Tokenizer& tokenizer, int64_t count) {
-  TextReader reader(find_sources(files));
+struct FirstTokens {
+  Tensor tokens;  // int64 [1, T]
+  Segments segments;
+};
+
+/// The first `count` tokens of the text, as eval reads it.
+FirstTokens first_tokens(const std::vector<std::string>& files, const Tokenizer& tokenizer, int64_t count) {
+  TextReader reader(find_sources(files, tokenizer.format()));
   std::vector<int64_t> tokens;
-  for (TextPiece piece; static_cast<int64_t>(tokens.size()) < count && reader.next(piece);) {
-    const auto more = tokenizer.encode(piece.bytes);
+  const Tensor starts = at::zeros({1, count}, at::kBool);
+  read_tokens(reader, tokenizer, [&](const std::vector<int64_t>& more, bool starts_document, std::string_view) {
+    if (starts_document) starts[0][std::ssize(tokens)] = true;
     tokens.insert(tokens.end(), more.begin(), more.end());
-  }
-  if (static_cast<int64_t>(tokens.size()) < count) {
+    return std::ssize(tokens) < count;
+  });
+  if (std::ssize(tokens) < count) {
     fail("bench propagation: the text has ", tokens.size(), " tokens, expected at least --context ", count);
   }
-  return at::tensor(tokens).slice(0, 0, count).unsqueeze(0);
+  return {at::tensor(tokens).slice(0, 0, count).unsqueeze(0), {starts}};
 }
 
 }  // namespace
@@ -133,8 +140,9 @@ int run_bench_propagation(const std::vector<std::string>& args) {
   if (!parse(app, args)) return 0;
 
   const LoadedModel a = load_model(first), b = load_model(second);
-  const Tensor tokens = first_tokens(files, tokenizer_of(a, "bench propagation"), context);
-  const auto errors = propagate_error(*a.model, *b.model, tokens);
+  check_same_tokenizer("bench propagation", first, a, second, b);
+  const auto [tokens, segments] = first_tokens(files, *a.tokenizer, context);
+  const auto errors = propagate_error(*a.model, *b.model, tokens, segments);
   Json rows = Json::array();
   for (const BlockError& error : errors) {
     rows.push_back({{"block", rows.size() + 1}, {"alone", error.alone}, {"propagated", error.propagated}});

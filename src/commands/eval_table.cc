@@ -5,6 +5,7 @@
 
 #include "commands/position_flags.h"
 #include "commands/progress.h"
+#include "commands/same_tokenizer.h"
 #include "core/error.h"
 #include "core/file.h"
 #include "core/registry.h"
@@ -121,7 +122,8 @@ void print_table(const TableOptions& options) {
       reader.how.method = method;
       extrapolated(*reader.loaded.model, reader.how);
     }
-    tokenizer_of(reader.loaded, "eval");
+    const Reader& first = readers.empty() ? reader : readers.front();
+    check_same_tokenizer("eval", first.path, first.loaded, path, reader.loaded);
     if (find<ObjectiveSpec>(reader.loaded.model->config().objective, "eval").masks) {
       fail("eval: ", path, " finds masked tokens, expected models that predict the next in a table by position");
     }

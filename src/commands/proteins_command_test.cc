@@ -1,8 +1,13 @@
 // Models of proteins as a user trains and measures them: FASTA, masked tokens, parts, baseline, attention.
+#include <ATen/ATen.h>
+
 #include <cmath>
 #include <random>
 
+#include "bench/approximation.h"
 #include "core/config.h"
+#include "data/token_store.h"
+#include "interop/load.h"
 #include "testing/gzip_of.h"
 #include "testing/program.h"
 #include "testing/run_content.h"
@@ -178,3 +183,29 @@ TEST_F(Proteins, Mistakes) {
 
 }  // namespace
 }  // namespace lineal
+TEST_F(Proteins, PropagationReadsThemAsTheyWereLearned) {
+  ASSERT_EQ(lineal(training("run", {"--layers", "attention*2", "--steps", "2", "--batch-size", "2"})).code, 0);
+  ASSERT_EQ(lineal({"convert", "-m", path("run"), "--layers", "performer*2", "-o", path("new")}).code, 0);
+  write_atomic(folder_ / "some.fasta", ">one\nMKVAC\n>two\nACDEFGH\n");
+  const auto propagation = [&](const std::string& context) {
+    return lineal({"bench", "propagation", "-m", path("run"), "--other", path("new"), path("some.fasta"), "-c", context,
+                   "-t", "1", "--json"});
+  };
+  EXPECT_TRUE(refused(propagation("17"), {"the text has 16 tokens"}));
+  const ProgramResult result = propagation("16");
+  ASSERT_EQ(result.code, 0) << result.err;
+  const LoadedModel a = load_model(path("run")), b = load_model(path("new"));
+  TokenStoreOptions in_memory;
+  in_memory.cache_folder.clear();
+  const auto store = TokenStore::open({path("some.fasta")}, *a.tokenizer, "amino_acids", in_memory);
+  const Tensor tokens = at::empty({1, 16}, at::kLong), starts = at::zeros({1, 16}, at::kBool);
+  store->copy({0, 16}, tokens.mutable_data_ptr<int64_t>());
+  starts[0][store->document(1).begin] = true;
+  const auto expected = propagate_error(*a.model, *b.model, tokens, {starts});
+  const Json found = Json::parse(result.out);
+  ASSERT_EQ(found.size(), 2u);
+  for (size_t i = 0; i < 2; ++i) {
+    EXPECT_NEAR(found[i]["propagated"].get<double>(), expected[i].propagated, 1e-5 * expected[i].propagated);
+  }
+}
+

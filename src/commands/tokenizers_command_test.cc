@@ -179,5 +179,42 @@ TEST_F(Tokenizers, WordPerplexity) {
   EXPECT_EQ(lineal({"generate", "-m", path("run"), "-p", "the", "-n", "3"}).code, 0);
 }
 
+TEST_F(Tokenizers, ModelsThatReadOtherTokensAreNotCompared) {
+  const std::string data = file("text.txt", "the sea the seat the sea a seat the sea the seat");
+  const auto trained = [&](const std::string& name, const Args& more) {
+    Args args = training(data, more);
+    *std::find(args.begin(), args.end(), path("run")) = path(name);
+    const ProgramResult result = lineal(args);
+    EXPECT_EQ(result.code, 0) << result.err;
+    return path(name);
+  };
+  const auto pieces_of = [&](const std::string& name, const std::string& model) {
+    return trained(name, {"--tokenizer", "sentencepiece", "--tokenizer-file", file(name + ".model", model)});
+  };
+  const std::string bytes = trained("bytes", {}), one = pieces_of("one", kModel), same = pieces_of("same", kModel),
+                    other = pieces_of("other", kModel + pieces({{"ta", -3.f, 1}}));
+  const auto compared = [&](const std::string& a, const std::string& b) {
+    return std::vector{lineal({"eval", "-m", a, "-m", b, data}),
+                       lineal({"bench", "propagation", "-m", a, "--other", b, data, "-c", "16"})};
+  };
+  for (const auto& result : compared(one, same)) EXPECT_EQ(result.code, 0) << result.err;
+  for (const auto& result : compared(bytes, one)) {
+    EXPECT_TRUE(refused(result, {one + " has the tokenizer sentencepiece", bytes + " has bytes", "the same tokens"}));
+  }
+  for (const auto& result : compared(one, other)) {
+    EXPECT_TRUE(refused(result, {other + " has the tokenizer sentencepiece", one + " has one of another file"}));
+  }
+}
+
+TEST_F(Tokenizers, PropagationReadsImagesAsTheyWereLearned) {
+  const std::string data = file("a.idx", idx({4, 2, 3}, counted(24)));
+  ASSERT_EQ(lineal(training(data, {"--tokenizer", "pixels"})).code, 0);
+  const auto propagation = [&](const char* context) {
+    return lineal({"bench", "propagation", "-m", path("run"), "--other", path("run"), data, "-c", context});
+  };
+  EXPECT_EQ(propagation("28").code, 0) << "four images of a begin and six pixels";
+  EXPECT_TRUE(refused(propagation("29"), {"the text has 28 tokens"}));
+}
+
 }  // namespace
 }  // namespace lineal

@@ -7,6 +7,7 @@
 #include <numbers>
 
 #include "core/error.h"
+#include "data/read_tokens.h"
 #include "eval/logits.h"
 
 namespace lineal {
@@ -219,29 +220,15 @@ class Feed {
 Evaluation evaluate(std::shared_ptr<LanguageModel> model, const Tokenizer& tokenizer, TextReader& reader,
                     const EvalOptions& options) {
   Feed feed(std::move(model), tokenizer, options);
-  const SpecialTokens special = tokenizer.special();
-  TextPiece piece;
-  bool starts = false, open = false;  // a document starts with the next token; one has begun and not ended
-  int64_t before = 0;                 // of the files' bytes, those of earlier pieces
-  const auto progress = [&](double share) {
-    const auto piece_bytes = static_cast<double>(reader.bytes_read() - before);
-    if (options.progress) options.progress(feed.tokens(), before + std::lround(share * piece_bytes));
-  };
-  const auto end_document = [&] {
-    if (open && special.end && !feed.full()) feed.read({*special.end}, false, "", [](double) {});
-    open = false;
-  };
-  while (!feed.full() && reader.next(piece)) {
-    if (piece.starts_document) end_document(), starts = true;
-    std::vector<int64_t> tokens = tokenizer.encode(piece.bytes);
-    if (tokens.empty()) continue;
-    if (starts && special.begin) tokens.insert(tokens.begin(), *special.begin);
-    feed.read(std::move(tokens), starts, piece.bytes, progress);
-    open = true;
-    starts = false;
-    before = reader.bytes_read();
-  }
-  end_document();
+  int64_t before = 0;  // of the files' bytes, those of earlier pieces
+  read_tokens(reader, tokenizer, [&](std::vector<int64_t> tokens, bool starts, std::string_view text) {
+    const int64_t bytes = text.empty() ? 0 : reader.bytes_read() - before;
+    feed.read(std::move(tokens), starts, text, [&](double share) {
+      if (options.progress) options.progress(feed.tokens(), before + std::lround(share * static_cast<double>(bytes)));
+    });
+    before += bytes;
+    return !feed.full();
+  });
   return feed.finish();
 }
 
