@@ -120,6 +120,14 @@ void refuse_beside_tokens(const CLI::App& app) {
   if (!found.empty()) fail("eval: --tokens does not go with ", found, "; expected --logits, --chunk and -t beside it");
 }
 
+/// Nor about attention.
+void refuse_beside_similarity(const CLI::App& app) {
+  const auto found = given(app, {"--max-context", "--buckets", "--part", "--baseline", "--seed"});
+  if (!found.empty()) {
+    fail("eval: --similarity does not go with ", found, "; expected --chunk, --limit, --text-field, --json and -t");
+  }
+}
+
 /// Nor about questions.
 void refuse_beside_task(const CLI::App& app) {
   const auto found = given(app, {"--tokens", "--limit", "--max-context", "--buckets", "--text-field", "--part",
@@ -139,11 +147,11 @@ Json rows_of(const Tensor& matrix) {
 
 /// Attention between amino acids in these sequences, each cut to `chunk` tokens, against BLOSUM62: into the file `out`.
 void compare_letters(const LoadedModel& loaded, const std::vector<std::string>& files, const EvalOptions& options,
-                     const std::string& out) {
+                     const TextOptions& text_options, const std::string& out, bool json) {
   const Tokenizer& tokenizer = tokenizer_of(loaded, "eval");
   AttentionSimilarity similarity(loaded.model, tokenizer);
   const auto sources = find_sources(files, tokenizer.format());
-  TextReader reader(sources);
+  TextReader reader(sources, text_options);
   ReadingBar bar(sources, options.limit);
   const SpecialTokens special = tokenizer.special();
   int64_t read = 0;
@@ -163,14 +171,14 @@ void compare_letters(const LoadedModel& loaded, const std::vector<std::string>& 
   if (!std::isfinite(pearson)) {
     fail("eval: ", similarity.sequences(), " sequences lack pairs of amino acids, expected more of them");
   }
-  write_atomic(out, Json{{"letters", kSimilarityLetters},
-                         {"attention", rows_of(attention)},
-                         {"blosum62", rows_of(blosum)},
-                         {"correlation", pearson},
-                         {"sequences", similarity.sequences()},
-                         {"tokens", read}}
-                            .dump() +
-                        "\n");
+  const Json summary = {{"correlation", pearson}, {"sequences", similarity.sequences()}, {"tokens", read}};
+  Json written = {{"letters", kSimilarityLetters}, {"attention", rows_of(attention)}, {"blosum62", rows_of(blosum)}};
+  written.update(summary);
+  write_atomic(out, written.dump() + "\n");
+  if (json) {
+    std::cout << summary.dump() << "\n";
+    return;
+  }
   std::cout << "attention between amino acids against BLOSUM62: correlation " << formatted("%.4f", pearson) << " over "
             << similarity.sequences() << " sequences\n";
 }
@@ -210,7 +218,8 @@ int run(const std::vector<std::string>& args) {
   app.add_option("--limit", options.limit, "read at most this many tokens; 0 for all")
       ->check(count)
       ->capture_default_str();
-  app.add_option("--max-context", options.max_context, "restart the state after this many tokens; 0 for never")
+  app.add_option("--max-context", options.max_context,
+                 "restart the state after this many tokens, the most that some mixers read (linformer); 0 for never")
       ->check(count)
       ->capture_default_str();
   app.add_option("--text-field", text_options.text_field, "the field of a JSON line that holds its text");
@@ -265,9 +274,9 @@ int run(const std::vector<std::string>& args) {
     return 0;
   }
   if (!similarity.empty()) {
-    if (!part.empty() || !baseline.empty()) fail("eval: --similarity goes with neither --part nor --baseline");
+    refuse_beside_similarity(app);
     check_output("eval", "--similarity", similarity, files, model);
-    compare_letters(load_model(model, how), files, options, similarity);
+    compare_letters(load_model(model, how), files, options, text_options, similarity, json);
     return 0;
   }
   std::optional<RunText> of_run;
@@ -279,8 +288,6 @@ int run(const std::vector<std::string>& args) {
   if (find<ObjectiveSpec>(loaded.model->config().objective, "eval").masks) {
     masking.emplace("eval", tokenizer_name, tokenizer, MaskingShares{});
     options.masking = &*masking;
-    if (options.max_context > 0)
-      fail("eval: --max-context is for models that predict the next token, expected --chunk");
   }
   std::optional<Split> parts;
   if (of_run) parts = divide(open_tokens(of_run->data, of_run->text_field, loaded, "eval", !json), of_run->train);

@@ -117,6 +117,32 @@ TEST_F(Proteins, MaskedModel) {
   EXPECT_EQ(similarity["blosum62"][17][17], 11);
   EXPECT_LE(std::abs(similarity["correlation"].get<double>()), 1);
   EXPECT_NE(compared.out.find("correlation"), std::string::npos);
+  const auto again = [&](const Args& more) {
+    Args args = {"eval", "-m", path("run"), path("small.faa.gz"), "--similarity", path("s.json"), "--limit", "2000"};
+    args.insert(args.end(), more.begin(), more.end());
+    return lineal(args);
+  };
+  const Json told = Json::parse(again({"--json"}).out);
+  for (const char* key : {"correlation", "sequences", "tokens"}) EXPECT_EQ(told[key], similarity[key]) << key;
+  EXPECT_TRUE(refused(again({"--max-context", "9", "--buckets", "3", "-s", "2"}),
+                      {"--similarity does not go with --max-context, --buckets, --seed;"}));
+  EXPECT_TRUE(refused(again({"--part", "test"}), {"--similarity does not go with --part;"}));
+  EXPECT_TRUE(refused(again({"--baseline", "frequency"}), {"--similarity does not go with --baseline;"}));
+  write_atomic(folder_ / "few.jsonl", "{\"sequence\": \"ARND\"}\n");
+  EXPECT_TRUE(refused(lineal({"eval", "-m", path("run"), path("few.jsonl"), "--similarity", path("s.json"),
+                              "--text-field", "sequence"}),
+                      {"1 sequences lack pairs of amino acids"}));
+}
+
+TEST_F(Proteins, LongOnesOfAMaskedModel) {
+  Args args = masked("run", {"--steps", "2", "--batch-size", "2"});
+  *std::find(args.begin(), args.end(), "performer_bidirectional(num_features=32)") = "linformer(sequence_length=64)";
+  ASSERT_EQ(lineal(args).code, 0);
+  EXPECT_TRUE(refused(lineal({"eval", "-m", path("run"), path("small.faa.gz")}), {"linformer", "sequence_length 64"}));
+  const Json found = evaluated({"-m", path("run"), path("small.faa.gz"), "--max-context", "64", "--buckets", "64"});
+  EXPECT_EQ(found["documents"], 300);
+  ASSERT_EQ(found["positions"].size(), 1u);
+  EXPECT_EQ(found["positions"][0]["end"], 64);
 }
 
 TEST_F(Proteins, GoingOnIsExact) {
@@ -163,26 +189,6 @@ TEST_F(Proteins, Packed) {
   EXPECT_NE(loss("restart"), loss("join"));
 }
 
-TEST_F(Proteins, Mistakes) {
-  Args bytes = masked("run");
-  *(std::find(bytes.begin(), bytes.end(), "amino_acids")) = "bytes";
-  EXPECT_TRUE(refused(lineal(bytes), {"masked_lm", "bytes", "amino_acids"}));
-  EXPECT_TRUE(refused(lineal(training("run", {"--layers", "performer_bidirectional"})), {"causal_lm", "looks ahead"}));
-  EXPECT_TRUE(
-      refused(lineal(masked("run", {"--mask-share", "0.9", "--random-share", "0.2"})), {"mask_share", "at most 1"}));
-  write_atomic(folder_ / "bad.fasta", ">one\nMKV\n>two\nM9\n");
-  Args bad = masked("run");
-  bad[1] = path("bad.fasta");
-  EXPECT_TRUE(refused(lineal(bad), {"bad.fasta: line 4: column 2", "'9'", "'two'"}));
-  ASSERT_EQ(lineal(masked("run", {"--steps", "1", "--batch-size", "2"})).code, 0);
-  const std::string step = path("run") + "/checkpoints/step-1";
-  EXPECT_TRUE(refused(lineal({"eval", "-m", step, "--part", "test"}), {"no run", "runs/NAME"}));
-  EXPECT_TRUE(refused(lineal({"eval", "-m", path("run"), "--part", "tset"}), {"--part"}));
-  EXPECT_TRUE(refused(lineal({"eval", "-m", path("run"), path("bad.fasta")}), {"line 4: column 2"}));
-}
-
-}  // namespace
-}  // namespace lineal
 TEST_F(Proteins, PropagationReadsThemAsTheyWereLearned) {
   ASSERT_EQ(lineal(training("run", {"--layers", "attention*2", "--steps", "2", "--batch-size", "2"})).code, 0);
   ASSERT_EQ(lineal({"convert", "-m", path("run"), "--layers", "performer*2", "-o", path("new")}).code, 0);
@@ -209,3 +215,23 @@ TEST_F(Proteins, PropagationReadsThemAsTheyWereLearned) {
   }
 }
 
+TEST_F(Proteins, Mistakes) {
+  Args bytes = masked("run");
+  *(std::find(bytes.begin(), bytes.end(), "amino_acids")) = "bytes";
+  EXPECT_TRUE(refused(lineal(bytes), {"masked_lm", "bytes", "amino_acids"}));
+  EXPECT_TRUE(refused(lineal(training("run", {"--layers", "performer_bidirectional"})), {"causal_lm", "looks ahead"}));
+  EXPECT_TRUE(
+      refused(lineal(masked("run", {"--mask-share", "0.9", "--random-share", "0.2"})), {"mask_share", "at most 1"}));
+  write_atomic(folder_ / "bad.fasta", ">one\nMKV\n>two\nM9\n");
+  Args bad = masked("run");
+  bad[1] = path("bad.fasta");
+  EXPECT_TRUE(refused(lineal(bad), {"bad.fasta: line 4: column 2", "'9'", "'two'"}));
+  ASSERT_EQ(lineal(masked("run", {"--steps", "1", "--batch-size", "2"})).code, 0);
+  const std::string step = path("run") + "/checkpoints/step-1";
+  EXPECT_TRUE(refused(lineal({"eval", "-m", step, "--part", "test"}), {"no run", "runs/NAME"}));
+  EXPECT_TRUE(refused(lineal({"eval", "-m", path("run"), "--part", "tset"}), {"--part"}));
+  EXPECT_TRUE(refused(lineal({"eval", "-m", path("run"), path("bad.fasta")}), {"line 4: column 2"}));
+}
+
+}  // namespace
+}  // namespace lineal

@@ -55,13 +55,13 @@ Evaluator::Evaluator(std::shared_ptr<LanguageModel> model, const EvalOptions& op
 void Evaluator::read(const std::vector<int64_t>& tokens, bool starts_document, int64_t bytes) {
   if (tokens.empty()) return;
   if (starts_document) {
-    if (options_.masking && !tokens_.empty()) predict(static_cast<int64_t>(tokens_.size()));
     position_ = 0;
     ++result_.documents;
   }
   result_.tokens += static_cast<int64_t>(tokens.size());
   result_.predicted_bytes += bytes;
   for (const int64_t token : tokens) {
+    if (options_.masking && restarts(position_) && !tokens_.empty()) predict(static_cast<int64_t>(tokens_.size()));
     tokens_.push_back(token);
     positions_.push_back(position_++);
     if (static_cast<int64_t>(tokens_.size()) == options_.chunk + ahead()) predict(options_.chunk);
@@ -79,9 +79,7 @@ void Evaluator::predict(int64_t T) {
   Tensor starts = at::zeros({1, T}, at::kBool);
   bool any = false;
   for (int64_t t = 0; t < T; ++t) {
-    const int64_t position = positions_[static_cast<size_t>(t)];
-    const bool restarts = options_.max_context > 0 ? position % options_.max_context == 0 : position == 0;
-    if (restarts) starts.data_ptr<bool>()[t] = any = true;
+    if (restarts(positions_[static_cast<size_t>(t)])) starts.data_ptr<bool>()[t] = any = true;
   }
   const Tensor hidden = model_->hidden(batch.inputs, state_, any ? Segments{starts} : Segments{});
   const Tensor targets = batch.targets[0].contiguous(), counted = batch.mask[0].contiguous();
@@ -109,10 +107,15 @@ void Evaluator::predict(int64_t T) {
   positions_.erase(positions_.begin(), positions_.begin() + T);
 }
 
-/// How many tokens the one at this position of a document is predicted from.
+/// Whether the token at this position of a document is read from the initial state.
+bool Evaluator::restarts(int64_t position) const {
+  return options_.max_context > 0 ? position % options_.max_context == 0 : position == 0;
+}
+
+/// How many tokens come before the one at this position of a document and after a restart.
 int64_t Evaluator::since_restart(int64_t position) const {
-  if (options_.masking) return position;
-  return options_.max_context > 0 ? (position - 1) % options_.max_context + 1 : position;
+  if (options_.max_context == 0) return position;
+  return (position - ahead()) % options_.max_context + ahead();
 }
 
 void Evaluator::count(double nats, int64_t position) {

@@ -70,7 +70,7 @@ struct Evaluation {
 };
 
 /// Predicts a stream of documents of any length in constant memory: the state is carried from chunk to chunk and
-/// restarts where a document begins. With masking a document begins a chunk too; mixers that look ahead see the rest of
+/// restarts where a document begins. With masking a restart begins a chunk too; mixers that look ahead see the rest of
 /// theirs.
 class Evaluator {
  public:
@@ -89,6 +89,7 @@ class Evaluator {
  private:
   int64_t ahead() const { return options_.masking ? 0 : 1; }
   void predict(int64_t T);
+  bool restarts(int64_t position) const;
   int64_t since_restart(int64_t position) const;
   void count(double nats, int64_t position);
 

@@ -232,17 +232,21 @@ TEST(Perplexity, Refuses) {
   EXPECT_TRUE(throws_error([&] { Evaluator(model, {}).finish(); }, {"nothing to predict"}));
 }
 
-TEST(Evaluator, MaskedTokensAlone) {
+/// Documents of more than 40 tokens are windows of 40, 40 and 17; with a context of 40 each from the initial state.
+void check_masked(const std::string& mixer, int64_t chunk, int64_t context) {
+  SCOPED_TRACE(text(mixer, ", chunk ", chunk, ", context ", context));
   LanguageModelConfig config;
   config.vocab_size = 29;
   config.hidden_size = 12;
   config.initializer_range = 0.4;
-  config.layers = parse_plan("performer_bidirectional(num_attention_heads=3,num_features=16)");
+  config.layers = parse_plan(mixer, {{"num_attention_heads", 3}});
   at::manual_seed(3);
   const auto model = std::make_shared<LanguageModel>(config);
   const Masking masking("test", "amino_acids", *find<TokenizerSpec>("amino_acids").make(), {});
   EvalOptions options;
-  options.chunk = 40;
+  options.chunk = chunk;
+  options.first_bucket = 40;
+  options.max_context = context;
   options.masking = &masking;
   options.seed = 5;
   Evaluator evaluator(model, options);
@@ -250,12 +254,13 @@ TEST(Evaluator, MaskedTokensAlone) {
   int64_t tokens = 0, correct = 0, window = 0;
   std::vector<int64_t> targets(29);
   const at::NoGradGuard no_grad;
-  for (const int64_t length : {31, 97, 2}) {  // of more than 40 tokens, windows of 40, 40 and 17
+  for (const int64_t length : {31, 97, 2}) {
     Ids document = ids(length, length);
     for (int64_t& id : document) id %= 25;
     evaluator.read(document, true, 0);
     State state = model->initial_state(1);
     for (int64_t from = 0; from < length; from += 40) {
+      if (context > 0) state = model->initial_state(1);
       const Tensor part = at::tensor(document, at::kLong).slice(0, from, std::min(from + 40, length)).unsqueeze(0);
       const Batch batch = masking.hide({part, part, at::ones(part.sizes()), {}}, 5, window++);
       const Tensor log_p = model->forward(batch.inputs, state)[0].to(at::kDouble).log_softmax(-1);
@@ -277,6 +282,15 @@ TEST(Evaluator, MaskedTokensAlone) {
   EXPECT_EQ(result.tokens, 130);
   EXPECT_EQ(result.documents, 3);
   EXPECT_EQ(tokens, 5 + 6 + 6 + 3 + 1);
+  EXPECT_EQ(result.buckets.back().end, context > 0 ? 40 : 160);
+}
+
+TEST(Evaluator, MaskedTokensAlone) {
+  check_masked("performer_bidirectional(num_features=16)", 40, 0);
+  for (const int64_t chunk : {40, 2048}) {
+    check_masked("performer_bidirectional(num_features=16)", chunk, 40);
+    check_masked("linformer(sequence_length=40,num_mixtures=7)", chunk, 40);
+  }
 }
 
 TEST(FrequencyBaseline, PredictsTheTrainingTextsFrequencies) {
