@@ -64,16 +64,15 @@ Tensor attention_matrix(LanguageModel& model, const Tensor& tokens, int64_t laye
   return matrix_of(model, x, static_cast<size_t>(layer));
 }
 
-std::vector<Tensor> attention_matrices(LanguageModel& model, const Tensor& tokens) {
+void attention_matrices(LanguageModel& model, const Tensor& tokens,
+                        const std::function<void(size_t layer, const Tensor& matrix)>& use) {
   const at::NoGradGuard no_grad;
   State state = model.initial_state(tokens.size(0));
   Tensor x = model.embed(tokens, state);
-  std::vector<Tensor> matrices;
   for (size_t i = 0; i < model.blocks().size(); ++i) {
-    matrices.push_back(matrix_of(model, x, i));
+    use(i, matrix_of(model, x, i));
     x = model.blocks()[i]->forward(x, state.child("layers").child(std::to_string(i)), {});
   }
-  return matrices;
 }
 
 }  // namespace lineal

@@ -4,6 +4,8 @@
 //   token i is e_c and all others are 0. V tokens a pass.
 #pragma once
 
+#include <functional>
+
 #include "backbones/language_model.h"
 
 namespace lineal {
@@ -13,7 +15,8 @@ namespace lineal {
 /// (Mixer::probe: its outputs are no linear combinations of values), or for a layer that is not there.
 Tensor attention_matrix(LanguageModel& model, const Tensor& tokens, int64_t layer);
 
-/// The same of every layer, L times [B, H, T, T].
-std::vector<Tensor> attention_matrices(LanguageModel& model, const Tensor& tokens);
+/// The same of every layer, one after another: each is given to `use` before the next is computed.
+void attention_matrices(LanguageModel& model, const Tensor& tokens,
+                        const std::function<void(size_t layer, const Tensor& matrix)>& use);
 
 }  // namespace lineal

@@ -134,6 +134,21 @@ TEST(AttentionMatrix, PerformersApproachesAttentions) {
   EXPECT_LT(many, few / 4) << few;
 }
 
+TEST(AttentionMatrix, OfEveryLayerOneAtATime) {
+  const auto model = make_model("attention, performer, linear_attention");
+  std::vector<size_t> layers;
+  at::TensorBase before;
+  attention_matrices(*model, some_tokens(), [&](size_t layer, const Tensor& matrix) {
+    EXPECT_CLOSE(matrix, attention_matrix(*model, some_tokens(), static_cast<int64_t>(layer)), 1e-12);
+    if (before.defined()) {
+      EXPECT_EQ(before.use_count(), 1u) << "an earlier layer's matrix is kept";
+    }
+    before = matrix;
+    layers.push_back(layer);
+  });
+  EXPECT_EQ(layers, std::vector<size_t>({0, 1, 2}));
+}
+
 TEST(AttentionMatrix, Mistakes) {
   const auto model = make_model("attention, identity");
   EXPECT_TRUE(throws_error([&] { attention_matrix(*model, some_tokens(), 2); }, {"layer 2", "0 to 1"}));
@@ -173,15 +188,16 @@ TEST(Similarity, MeanAttentionBetweenLetters) {
   for (const auto& sequence : sequences) {
     const auto tokens = tokenizer->encode(sequence);
     similarity.add(tokens);
-    const auto matrices = attention_matrices(*model, at::tensor(tokens, at::kLong).unsqueeze(0));
+    const Tensor ids = at::tensor(tokens, at::kLong).unsqueeze(0);
     const auto T = static_cast<int64_t>(tokens.size());
-    for (size_t layer = 0; layer < 2; ++layer) {
+    for (int64_t layer = 0; layer < 2; ++layer) {
+      const Tensor matrix = attention_matrix(*model, ids, layer);
       for (int64_t i = 0; i < T; ++i) {
         for (int64_t j = 0; j < (layer == 0 ? T : i); ++j) {
           if (i == j) continue;
           const double seen = static_cast<double>(layer == 0 ? T : i + 1);
           for (int64_t h = 0; h < kH; ++h) {
-            pairs[{sequence[i], sequence[j]}].push_back(seen * matrices[layer][0][h][i][j].item<double>());
+            pairs[{sequence[i], sequence[j]}].push_back(seen * matrix[0][h][i][j].item<double>());
           }
         }
       }

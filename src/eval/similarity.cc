@@ -71,17 +71,16 @@ void AttentionSimilarity::add(const std::vector<int64_t>& tokens) {
   const Tensor ids = at::tensor(tokens, at::kLong);
   const int64_t T = ids.size(0);
   const Tensor is = letters_.index_select(0, ids);  // [T, 20]
-  const auto matrices = attention_matrices(*model_, ids.unsqueeze(0));
-  for (size_t layer = 0; layer < matrices.size(); ++layer) {
+  attention_matrices(*model_, ids.unsqueeze(0), [&](size_t layer, const Tensor& matrix) {
     const bool causal = find<MixerSpec>(model_->config().layers[layer].mixer).causal;
     Tensor seen = at::ones({T, T}, at::kDouble);
     if (causal) seen = seen.tril();
-    const Tensor A = matrices[layer][0].to(at::kDouble);                        // [H, T, T]
+    const Tensor A = matrix[0].to(at::kDouble);                                 // [H, T, T]
     const Tensor others = seen - at::eye(T, at::kDouble);                       // j != i
     const Tensor relative = A.sum(0) * seen.sum(1, /*keepdim=*/true) * others;  // [T, T], of H heads
     weights_ += is.t().matmul(relative).matmul(is);
     pairs_ += static_cast<double>(A.size(0)) * is.t().matmul(others).matmul(is);
-  }
+  });
   ++sequences_;
 }
 
