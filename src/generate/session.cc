@@ -86,6 +86,18 @@ Session::Session(std::shared_ptr<LanguageModel> model) : model_(std::move(model)
   state_ = model_->initial_state(1);
 }
 
+Session::Session(std::shared_ptr<LanguageModel> model, State state, Tensor logits, int64_t tokens,
+                 std::deque<int64_t> recent)
+    : model_(std::move(model)),
+      state_(std::move(state)),
+      logits_(std::move(logits)),
+      tokens_(tokens),
+      recent_(std::move(recent)) {
+  if (state_.first_part() && state_.batch() != 1) {
+    fail("session: the state holds ", state_.batch(), " sequences, expected one");
+  }
+}
+
 void Session::read(const std::vector<int64_t>& tokens) {
   const at::NoGradGuard no_grad;
   const at::AutoDispatchBelowADInplaceOrView below;  // nothing here is recorded

@@ -18,6 +18,9 @@ class Session {
   static constexpr size_t kRecent = 1024;
 
   explicit Session(std::shared_ptr<LanguageModel> model);
+  /// One that another holds in pieces: a state of one sequence; the logits [N] after it, undefined before the first
+  /// token; the tokens read and the last of them.
+  Session(std::shared_ptr<LanguageModel> model, State state, Tensor logits, int64_t tokens, std::deque<int64_t> recent);
 
   /// Reads the tokens after those read before. An id outside the vocabulary is an Error and leaves the session as it
   /// was.

@@ -1,0 +1,122 @@
+"""torch.ops.lineal: each operation as PyTorch wants it, and several under torch.compile."""
+import unittest
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import lineal  # which registers them
+import operations
+
+ops = torch.ops.lineal
+
+
+class Model(nn.Module):
+    """A language model of one layer in operations, its loss; tokens and targets [B, T]."""
+
+    def __init__(self, N=17, D=12, H=3):
+        super().__init__()
+        self.H = H
+        self.embed = nn.Parameter(torch.randn(N, D))
+        self.norms = nn.Parameter(torch.ones(2, D))
+        self.taps = nn.Parameter(0.3 * torch.randn(D, 1, 4))
+        self.bias = nn.Parameter(torch.zeros(D))
+        self.qkvb = nn.Linear(D, 3 * D + H)
+        self.up, self.down = nn.Linear(D, 4 * D), nn.Linear(2 * D, D)
+
+    def forward(self, tokens, targets):
+        (B, T), (N, D), H = tokens.shape, self.embed.shape, self.H
+        x = F.embedding(tokens, self.embed)
+        h = ops.rms_norm(x, self.norms[0])
+        h, _ = ops.short_conv(h, self.taps, self.bias, x.new_zeros(B, 3, D), silu=True)
+        q, k, v, b = self.qkvb(h).split([D, D, D, H], 2)
+        q, k, v = (y.view(B, T, H, D // H) for y in (q, k, v))
+        o, _ = ops.delta_rule(q, F.normalize(k, dim=3), v, b.sigmoid(), x.new_zeros(B, H, D // H, D // H))
+        h, x = ops.add_rms_norm(x, o.reshape(B, T, D), self.norms[1])
+        gate, up = self.up(h).chunk(2, 2)
+        x = x + self.down(ops.swiglu(gate, up))
+        weights = torch.full((B * T,), 1 / (B * T))
+        return ops.token_loss(x.view(B * T, D), self.embed, targets.view(B * T), weights)
+
+
+class OperationsTest(unittest.TestCase):
+    def test_all_are_covered(self):
+        known = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("lineal::")}
+        differentiable = [name for name in operations.CASES if name != "nearest_code"]
+        self.assertEqual(known, {f"lineal::{name}" for name in operations.CASES}
+                         | {f"lineal::{name}_backward" for name in differentiable})
+
+    def test_opcheck(self):
+        for name in operations.CASES:
+            with self.subTest(name):
+                operator, arguments, keywords = operations.of(name)
+                torch.library.opcheck(operator, arguments, keywords)
+
+    def test_opcheck_of_backward(self):
+        for name in operations.CASES:
+            if name == "nearest_code":
+                continue
+            with self.subTest(name):
+                operator, arguments, keywords = operations.of(name)
+                out = [y for y in torch.utils._pytree.tree_leaves(operator(*arguments, **keywords))
+                       if isinstance(y, torch.Tensor) and y.is_floating_point()]
+                detached = torch.utils._pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, (arguments, keywords))
+                torch.library.opcheck(getattr(ops, name + "_backward").default,
+                                      ([torch.randn_like(y).detach() for y in out], *detached[0]), detached[1],
+                                      test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"))
+
+    def test_the_watched_gradients_are_the_kernels(self):
+        class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+            def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+                names.add(str(function))
+                return function(*args, **(kwargs or {}))
+
+        for name in operations.CASES:
+            if name == "nearest_code":
+                continue
+            with self.subTest(name):
+                results = []
+                for watched in (False, True):
+                    operator, arguments, keywords = operations.of(name)
+                    leaves = [x for x in torch.utils._pytree.tree_leaves((arguments, keywords))
+                              if isinstance(x, torch.Tensor) and x.requires_grad]
+                    names = set()
+
+                    def run():
+                        out = torch.utils._pytree.tree_leaves(operator(*arguments, **keywords))
+                        out = [y for y in out if isinstance(y, torch.Tensor) and y.is_floating_point()]
+                        return out, torch.autograd.grad(out, leaves, [torch.ones_like(y) for y in out])
+
+                    if watched:
+                        with Watch():
+                            results.append(run())
+                        self.assertIn(f"lineal.{name}_backward.default", names)
+                    else:
+                        results.append(run())
+                for (a, b) in zip(*(out + list(gradients) for out, gradients in results)):
+                    self.assertTrue(torch.equal(a, b))
+
+    def test_an_input_without_gradient_is_refused(self):
+        operator, arguments, keywords = operations.of("feature_attention")
+        arguments[3].requires_grad_()
+        with self.assertRaisesRegex(lineal.Error, "asks for a gradient and has none"):
+            operator(*arguments, **keywords)
+
+    def test_compiled(self):
+        torch.manual_seed(0)
+        model = Model()
+        compiled = torch.compile(model, fullgraph=True)
+        tokens, targets = torch.randint(17, (2, 9)), torch.randint(17, (2, 9))
+        results = []
+        for f in (model, compiled):
+            model.zero_grad()
+            loss = f(tokens, targets)
+            loss.backward()
+            results.append([loss.detach()] + [p.grad.clone() for p in model.parameters()])
+        for eager, fast in zip(*results):
+            torch.testing.assert_close(fast, eager, rtol=1e-5, atol=1e-5)
+            self.assertGreater(eager.abs().sum().item(), 0)
+
+
+if __name__ == "__main__":
+    unittest.main()
