@@ -61,6 +61,12 @@ def short_conv(g, B=2, T=9, D=6, J=4):
         "starts": starts(B, T), "silu": True}
 
 
+def wkv(g, B=2, T=11, A=6):
+    return (randn(g, B, T, A), randn(g, B, T, A), (-torch.rand(A, generator=g)).requires_grad_(), randn(g, A),
+            randn(g, B, A), torch.rand(B, A, generator=g).add(1).requires_grad_(), randn(g, B, A)), {
+                "starts": starts(B, T)}
+
+
 def vq_attention(g, B=2, T=11, H=3, K=4, V=5, M=6, window=3, block=2):
     W = window + block - 1
     codebook = randn(g, H, M, K, grad=False)
@@ -91,6 +97,7 @@ CASES = {
     "feature_attention_in_documents": feature_attention,
     "selective_scan": selective_scan,
     "short_conv": short_conv,
+    "wkv": wkv,
     "nearest_code": lambda g: ((randn(g, 2, 7, 3, 4), randn(g, 3, 6, 4, grad=False)), {}),
     "vq_attention": vq_attention,
     "rms_norm": lambda g: ((randn(g, 2, 5, 6), randn(g, 6)), {}),

@@ -16,6 +16,7 @@
 
 #include "kernels/kernels.h"
 #include "kernels/vq_attention.h"
+#include "kernels/wkv.h"
 
 namespace lineal::kernels {
 namespace {
@@ -118,6 +119,13 @@ std::tuple<Tensor, Tensor> short_conv_op(const Tensor& x, const Tensor& weight, 
   ConvOutput out = run(
       short_conv, {.x = x, .weight = weight, .bias = bias, .window = window, .starts = or_none(starts), .silu = silu});
   return {std::move(out.y), std::move(out.window)};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> wkv_op(const Tensor& k, const Tensor& v, const Tensor& w, const Tensor& u,
+                                                  const Tensor& a, const Tensor& b, const Tensor& p,
+                                                  const Optional& starts) {
+  WkvOutput out = run(wkv, {.k = k, .v = v, .w = w, .u = u, .a = a, .b = b, .p = p, .starts = or_none(starts)});
+  return {std::move(out.y), std::move(out.a), std::move(out.b), std::move(out.p)};
 }
 
 Tensor nearest_code_op(const Tensor& k, const Tensor& codebook) { return run(nearest_code, k, codebook); }
@@ -458,6 +466,9 @@ TORCH_LIBRARY(lineal, library) {
       "Tensor x, Tensor weight, Tensor bias, Tensor window, *, Tensor? starts=None, bool silu=False",
       "(Tensor y, Tensor window_after)", short_conv_op, {{"x", "weight", "bias", "window"}, {"x", "window"}});
 
+  add(library, "wkv", "Tensor k, Tensor v, Tensor w, Tensor u, Tensor a, Tensor b, Tensor p, *, Tensor? starts=None",
+      "(Tensor y, Tensor a_after, Tensor b_after, Tensor p_after)", wkv_op,
+      {{"k", "v", "w", "u", "a", "b", "p"}, {"k", "a", "b", "p"}});
   add(library, "nearest_code", "Tensor k, Tensor codebook", "Tensor", nearest_code_op, {},
       torch::CppFunction(nearest_code_meta));
   add(library, "vq_attention",
