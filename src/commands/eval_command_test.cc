@@ -258,7 +258,23 @@ TEST_F(EvalCommand, PositionsAreMeasuredInOneTable) {
   const auto all = with({"--position", "all", "--json"});
   EXPECT_EQ(all.code, 0) << all.err;
   EXPECT_EQ(Json::parse(all.out).size(), 16u);
+  EXPECT_EQ(all.err, "");
 
+  write_model(folder / "alibi", "attention(num_attention_heads=2,position=alibi)*2");
+  const Names alibi = {"-m", path("alibi"), "--original-length", "50", "--factor", "4", "--json", "--position"};
+  const auto of_alibi = [&](const std::string& position) {
+    Names args = alibi;
+    args.push_back(position);
+    return run(args);
+  };
+  const auto fitting = of_alibi("all");
+  EXPECT_EQ(fitting.code, 0) << fitting.err;
+  const std::string why = "position sink: language_model: attention: sink_tokens is 4, expected 0 with position alibi";
+  EXPECT_EQ(fitting.err.find("left out of " + path("alibi") + ": " + why), 0u) << fitting.err;
+  EXPECT_EQ(std::count(fitting.err.begin(), fitting.err.end(), '\n'), 1) << fitting.err;
+  EXPECT_EQ(Json::parse(fitting.out).size(), 15u);
+  EXPECT_TRUE(refused(of_alibi("log_n,sink"), {why}));
+  EXPECT_TRUE(refused(of_alibi("sink"), {why}));
   EXPECT_TRUE(refused(with({"--position", "yarm"}), {"unknown position 'yarm'; did you mean 'yarn'"}));
   EXPECT_TRUE(refused(with({"--position", "rope,yarm", "--csv", path("new")}), {"unknown position 'yarm'"}));
   EXPECT_TRUE(refused(run({"-m", path("model"), "--position", "yarn"}), {"the model has no attention layer"}));
@@ -266,7 +282,7 @@ TEST_F(EvalCommand, PositionsAreMeasuredInOneTable) {
   EXPECT_TRUE(refused(run({"-m", path("attention"), "--position", "yarn"}), {"original_length is 0"}));
   EXPECT_TRUE(refused(run({"-m", path("attention"), "--position", "rope,linear"}), {"expected --original-length"}));
   EXPECT_TRUE(refused(with({"--position", "rope,yarn", "--csv", path("text")}), {"--csv", "is the file that is read"}));
-  EXPECT_EQ(folder.names(), Names({"attention", "csv", "model", "text"}));
+  EXPECT_EQ(folder.names(), Names({"alibi", "attention", "csv", "model", "text"}));
 }
 
 TEST_F(EvalCommand, Tasks) {

@@ -111,16 +111,24 @@ void print_table(const TableOptions& options) {
   std::vector<Reader> readers;
   int64_t length = options.how.original_length;
   bool any = false;
+  const bool all = options.how.method == "all";
+  std::string left_out;  // of all methods, those that do not fit
   for (const auto& path : options.models) {
     Reader reader{path, load_model(path), with_length(options.how, path), {""}};
     const bool attends = can_extrapolate(reader.loaded.model->config());
     if (length == 0 && (attends || options.methods.empty())) length = reader.how.original_length;
-    if (attends && !options.methods.empty()) reader.methods = options.methods;
+    if (attends && !options.methods.empty()) reader.methods.clear();
     any = any || attends;
-    for (const auto& method : reader.methods) {  // mistakes before work
-      if (method.empty()) continue;
+    for (const auto& method : options.methods) {  // mistakes before work
+      if (!attends) break;
       reader.how.method = method;
-      extrapolated(*reader.loaded.model, reader.how);
+      try {
+        extrapolated(*reader.loaded.model, reader.how);
+        reader.methods.push_back(method);
+      } catch (const Error& error) {
+        if (!all) throw;
+        left_out += text("left out of ", path, ": ", error.what(), "\n");
+      }
     }
     const Reader& first = readers.empty() ? reader : readers.front();
     check_same_tokenizer("eval", first.path, first.loaded, path, reader.loaded);
@@ -147,6 +155,7 @@ void print_table(const TableOptions& options) {
   for (const auto& source : sources) {
     if (!source.regular) fail("eval: ", source.path, " can be read once only, expected files for a table");
   }
+  std::cerr << left_out;
   std::vector<Row> rows;
   for (Reader& reader : readers) {
     for (const auto& method : reader.methods) {

@@ -13,8 +13,8 @@ namespace lineal {
 struct TableOptions {
   std::vector<std::string> models;   // paths
   std::vector<std::string> methods;  // of Extrapolation, for the models with attention; none: each model as it is
-  Extrapolation how;
-  EvalOptions eval;  // first_bucket 0: original_length; max_context 0: texts of factor times as much
+  Extrapolation how;                 // method "all": those that do not fit a model are left out and said
+  EvalOptions eval;                  // first_bucket 0: original_length; max_context 0: texts of factor times as much
   std::vector<std::string> files;
   TextOptions text;
   std::string csv;  // file to write: model,position,begin,end,tokens,nats_per_token

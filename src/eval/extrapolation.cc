@@ -129,7 +129,13 @@ LanguageModelConfig extrapolated(const LanguageModelConfig& config, const Extrap
 }
 
 std::shared_ptr<LanguageModel> extrapolated(const LanguageModel& model, const Extrapolation& how) {
-  auto result = std::make_shared<LanguageModel>(extrapolated(model.config(), how), Parameters::empty);
+  const LanguageModelConfig config = extrapolated(model.config(), how);
+  std::shared_ptr<LanguageModel> result;
+  try {
+    result = std::make_shared<LanguageModel>(config, Parameters::empty);
+  } catch (const Error& error) {
+    fail("position ", how.method, ": ", error.what());
+  }
   const auto parameters = model.named_parameters(), buffers = model.named_buffers();
   for (auto& item : result->named_parameters()) item.value().set_data(parameters[item.key()].detach());
   for (auto& item : result->named_buffers()) item.value().set_data(buffers[item.key()]);

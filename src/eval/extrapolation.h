@@ -33,7 +33,7 @@ bool can_extrapolate(const LanguageModelConfig& config);
 /// attention.
 LanguageModelConfig extrapolated(const LanguageModelConfig& config, const Extrapolation& how);
 
-/// The same of a model, whose parameters are shared.
+/// The same of a model, whose parameters are shared. An Error of its layers then begins with the method.
 std::shared_ptr<LanguageModel> extrapolated(const LanguageModel& model, const Extrapolation& how);
 
 }  // namespace lineal
