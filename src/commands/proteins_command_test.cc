@@ -189,6 +189,22 @@ TEST_F(Proteins, Packed) {
   EXPECT_NE(loss("restart"), loss("join"));
 }
 
+TEST_F(Proteins, TokensPerSecondAreThoseOfTheDocuments) {
+  write_atomic(folder_ / "two.fasta", ">one\nMKVAC\n>two\n" + std::string(40, 'A') + "\n");
+  const auto tokens = [&](Args args) {  // of the first step
+    args[1] = path("two.fasta");
+    for (const char* flag : {"--validation", "--test"}) *(std::find(args.begin(), args.end(), flag) + 1) = "0";
+    args.insert(args.end(), {"--steps", "2", "--batch-size", "2", "--log-every", "1"});
+    const ProgramResult result = lineal(args);
+    EXPECT_EQ(result.code, 0) << result.err;
+    const std::string lines = read_file(folder_ / args[3] / "metrics.jsonl");
+    const Json line = Json::parse(lines.substr(0, lines.find('\n')));
+    return line["tokens_per_second"].get<double>() * line["elapsed"].get<double>();
+  };
+  EXPECT_NEAR(tokens(training("causal", {"--layers", "linear_attention"})), 5 + 2 - 1 + 40 + 2 - 1, 1e-6);
+  EXPECT_NEAR(tokens(masked("masked")), 5 + 2 + 40 + 2, 1e-6);
+}
+
 TEST_F(Proteins, PropagationReadsThemAsTheyWereLearned) {
   ASSERT_EQ(lineal(training("run", {"--layers", "attention*2", "--steps", "2", "--batch-size", "2"})).code, 0);
   ASSERT_EQ(lineal({"convert", "-m", path("run"), "--layers", "performer*2", "-o", path("new")}).code, 0);

@@ -28,7 +28,7 @@ bool train(Trainer& trainer, RunFolder& run, double elapsed, Reporter& reporter,
   const TrainConfig& config = trainer.config();
   const Clock clock;
   double logged_at = 0;
-  int64_t logged_step = trainer.steps_done();
+  int64_t tokens = 0;  // since then
   const auto save = [&] {
     reporter.saved(run.save(trainer.steps_done(), config.keep, config.save_every,
                             [&](const std::filesystem::path& dir) { trainer.save(dir); }));
@@ -39,7 +39,8 @@ bool train(Trainer& trainer, RunFolder& run, double elapsed, Reporter& reporter,
     const Clock step_clock;
     const StepResult result = trainer.step(log);
     const int64_t done = trainer.steps_done();
-    reporter.step(done, config.steps, result, static_cast<double>(config.tokens_per_step()) / step_clock.seconds());
+    tokens += result.tokens;
+    reporter.step(done, config.steps, result, static_cast<double>(result.tokens) / step_clock.seconds());
     const bool validate = trainer.has_validation() && due(done, config.eval_every);
     if (log || validate) {
       const double now = clock.seconds();
@@ -49,8 +50,7 @@ bool train(Trainer& trainer, RunFolder& run, double elapsed, Reporter& reporter,
                    {"lr", result.lr},
                    {"grad_norm", result.grad_norm},
                    {"tokens", done * config.tokens_per_step()},
-                   {"tokens_per_second",
-                    static_cast<double>((done - logged_step) * config.tokens_per_step()) / (now - logged_at)},
+                   {"tokens_per_second", static_cast<double>(tokens) / (now - logged_at)},
                    {"elapsed", elapsed + now}};
       if (validate) {
         const double loss = trainer.validation_loss();
@@ -62,7 +62,7 @@ bool train(Trainer& trainer, RunFolder& run, double elapsed, Reporter& reporter,
       run.add_metrics(line);
       reporter.metrics(line);
       logged_at = clock.seconds();
-      logged_step = done;
+      tokens = 0;
     }
     const bool stopping = stop();
     if (due(done, config.save_every) || stopping) save();

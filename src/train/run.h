@@ -14,8 +14,9 @@ class Reporter {
   virtual ~Reporter() = default;
   /// After each step. `tokens_per_second` of this step.
   virtual void step(int64_t /*done*/, int64_t /*steps*/, const StepResult&, double /*tokens_per_second*/) {}
-  /// A line of metrics.jsonl: step, loss, bits_per_token, lr, grad_norm, tokens, tokens_per_second, elapsed,
-  /// validation_loss and validation_bits_per_token when measured, the mixers' scalars.
+  /// A line of metrics.jsonl: step, loss, bits_per_token, lr, grad_norm, tokens (what fills rows included),
+  /// tokens_per_second (without it), elapsed, validation_loss and validation_bits_per_token when measured, the mixers'
+  /// scalars.
   virtual void metrics(const Json& /*line*/) {}
   virtual void saved(const Checkpoint&) {}
 };

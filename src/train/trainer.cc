@@ -18,6 +18,12 @@ namespace fs = std::filesystem;
 
 constexpr const char* kRandom = "random_state";
 
+/// Of a batch of one document a row, whose filling is a document of its own: those of the documents.
+int64_t tokens_of_documents(const Batch& batch) {
+  const Tensor document = batch.segments.documents(batch.size(), batch.length(), at::kCPU);
+  return (document == document.slice(1, 0, 1)).sum().item<int64_t>();
+}
+
 }  // namespace
 
 Trainer::Trainer(std::shared_ptr<LanguageModel> model, const TrainConfig& config, TrainData data,
@@ -88,6 +94,8 @@ StepResult Trainer::step(bool measure) {
       for (int64_t i = 0; i < config_.accumulate; ++i) {
         batches.push_back(data_.batch(number++));
         count += batches.back().mask.sum(at::kDouble).item<double>();
+        if (p > 0) continue;
+        result.tokens += config_.pack == "none" ? tokens_of_documents(batches.back()) : batches.back().inputs.numel();
       }
       count = std::max(count, 1.0);
       optimizer.zero_grad();

@@ -23,7 +23,8 @@ struct TrainData {
 };
 
 struct StepResult {
-  double loss = 0;  // mean nats per token, of the first player
+  double loss = 0;     // mean nats per token, of the first player
+  int64_t tokens = 0;  // that the first player read, without what fills rows behind their documents (pack none)
   double lr = 0;
   double grad_norm = 0;                                  // before clipping, the largest over the players
   std::string minimised;                                 // what the loss is of, where a player says so
