@@ -42,6 +42,9 @@ struct HippoConfig : Config {
     if (window > 0 && measure == "legs") {
       fail(who, ": --window ", window, ", but legs reaches back to the start; expected --measure legt or fourier");
     }
+    if (measure == "fourier" && order % 2 != 0) {
+      fail(who, ": --order ", order, ", but fourier pairs a cosine with a sine; expected an even one");
+    }
     if (window > 0 && window < 1) fail(who, ": window is ", window, ", expected at least one sample, or 0");
   }
 };
