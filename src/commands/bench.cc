@@ -40,8 +40,15 @@ std::string cell_text(const Json& row, const char* key, int precision) {
   return out.str();
 }
 
-void print_row(const Json& row) {
-  std::cout << std::left << std::setw(16) << row["mixer"].get<std::string>() << std::right << std::setw(7)
+/// Of the first column, for the longest plan.
+int name_width(const std::vector<std::string>& plans) {
+  size_t width = 14;
+  for (const auto& plan : plans) width = std::max(width, plan.size());
+  return static_cast<int>(width) + 2;
+}
+
+void print_row(const Json& row, int width) {
+  std::cout << std::left << std::setw(width) << row["mixer"].get<std::string>() << std::right << std::setw(7)
             << row["length"].get<int64_t>() << std::setw(12) << cell_text(row, "train_tokens_per_s", 0) << std::setw(13)
             << cell_text(row, "prefill_tokens_per_s", 0) << std::setw(12) << cell_text(row, "decode_tokens_per_s", 0)
             << std::setw(11) << cell_text(row, "train_mib", 1) << std::setw(13) << cell_text(row, "prefill_mib", 1)
@@ -99,7 +106,7 @@ void measure_plan(const std::string& plan, const Options& options, Json& rows) {
       row["note"] = text("training left out: over ", std::lround(train_per_token * tokens), " s a pass; --seconds ",
                          std::ceil(train_per_token * tokens / 5), " admits it");
     }
-    if (!options.json) print_row(row);
+    if (!options.json) print_row(row, name_width(options.plans));
     rows.push_back(std::move(row));
   }
 }
@@ -184,7 +191,8 @@ int run(const std::vector<std::string>& args) {
   if (!options.json) {
     std::cout << "width " << options.D << ", batch " << options.B << ", " << at::get_num_threads()
               << " threads, float32; medians; memory: peak of each cell's own process over its start\n"
-              << "mixer            length train tok/s prefill tok/s  decode t/s  train MiB  prefill MiB   state KiB\n";
+              << std::left << std::setw(name_width(options.plans)) << "mixer"
+              << " length train tok/s prefill tok/s  decode t/s  train MiB  prefill MiB   state KiB\n";
   }
   Json rows = Json::array();
   for (const auto& plan : options.plans) measure_plan(plan, options, rows);

@@ -30,6 +30,7 @@ Json row(const Approximation& found) {
   Json result = {{"feature_map", found.feature_map}, {"projection", found.projection}, {"num_features", found.M}};
   std::vector<double> roots;
   for (const double error : found.squared_errors) roots.push_back(std::sqrt(error));
+  result["not_finite"] = std::count_if(roots.begin(), roots.end(), [](double root) { return !std::isfinite(root); });
   result.update(summary("relative_error", roots));
   result.update(summary("squared_error", found.squared_errors));
   return result;
@@ -38,7 +39,7 @@ Json row(const Approximation& found) {
 void print(const Json& row) {
   const auto number = [&](const char* key) {
     std::cout << std::setw(14);
-    if (row.contains(key)) {
+    if (row.contains(key) && std::isfinite(row[key].get<double>())) {
       std::cout << row[key].get<double>();
     } else {
       std::cout << "-";
@@ -50,6 +51,7 @@ void print(const Json& row) {
   for (const char* key : {"relative_error", "relative_error_deviation", "squared_error", "squared_error_deviation"}) {
     number(key);
   }
+  if (row["not_finite"] > 0) std::cout << "  samples not finite: " << row["not_finite"];
   std::cout << "\n";
 }
 

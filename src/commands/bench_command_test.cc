@@ -1,6 +1,8 @@
 // lineal bench as a user runs it, at small sizes.
 #include <gtest/gtest.h>
 
+#include <sstream>
+
 #include "core/config.h"
 #include "testing/program.h"
 
@@ -49,6 +51,23 @@ TEST_F(BenchCommand, PrintsARowPerLength) {
   EXPECT_EQ(std::count(result.out.begin(), result.out.end(), '\n'), 4) << result.out;
   EXPECT_NE(result.out.find("width 24, batch 1, 1 threads"), std::string::npos) << result.out;
   EXPECT_EQ(result.out.find(" - "), std::string::npos) << result.out;
+}
+
+TEST_F(BenchCommand, ColumnsStandBelowTheirTitlesBesideLongNames) {
+  const std::string name = "performer_bidirectional(num_features=16)";
+  const ProgramResult result = small({"identity", name, "--lengths", "8"});
+  ASSERT_EQ(result.code, 0) << result.err;
+  std::istringstream lines(result.out);
+  std::string line, titles;
+  std::getline(lines, line);
+  std::getline(lines, titles);
+  const size_t end = titles.find(" length") + 7;
+  ASSERT_EQ(end, name.size() + 2 + 7) << result.out;
+  for (const std::string& mixer : {std::string("identity"), name}) {
+    std::getline(lines, line);
+    EXPECT_EQ(line.find(mixer), 0u) << result.out;
+    EXPECT_EQ(line.find(" 8 ", mixer.size()), end - 2) << result.out;
+  }
 }
 
 TEST_F(BenchCommand, TellsWhichKernelsRan) {
@@ -178,7 +197,17 @@ TEST_F(BenchCommand, MeasuresRandomFeatures) {
   for (const Json& row : rows) {
     for (const char* key : {"relative_error", "squared_error", "squared_error_deviation"})
       EXPECT_GT(row[key], 0) << row;
+    EXPECT_EQ(row["not_finite"], 0);
   }
+  EXPECT_EQ(plain.out.find("not finite"), std::string::npos) << plain.out;
+  args.insert(args.end(), {"--deviation", "1000", "--feature-map", "positive"});
+  for (const Json& row : Json::parse(bench(args).out)) {
+    EXPECT_EQ(row["not_finite"], 3);
+    EXPECT_TRUE(row["squared_error"].is_null());
+  }
+  args.erase(std::find(args.begin(), args.end(), "--json"));
+  const ProgramResult infinite = bench(args);
+  EXPECT_NE(infinite.out.find("-  samples not finite: 3\n"), std::string::npos) << infinite.out;
   EXPECT_TRUE(refused(bench({"approximation", "--feature-map", "relu"}), {"feature map", "relu", "positive"}));
   EXPECT_TRUE(refused(bench({"approximation", "--projection", "g-orff"}), {"did you mean 'g-orf'"}));
 }

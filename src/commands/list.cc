@@ -1,4 +1,5 @@
 // lineal list: everything that can be chosen by name.
+#include <iomanip>
 #include <iostream>
 
 #include "commands/command.h"
@@ -12,28 +13,41 @@
 namespace lineal {
 namespace {
 
-void print_line(const std::string& name, const std::string& help) {
-  std::string left = "  " + name;
-  left.resize(std::max<size_t>(left.size() + 1, 22), ' ');
-  std::cout << left << help << "\n";
-}
+struct Section {
+  const char* title;
+  Json items;  // name, help and what else there is to say
+};
 
 template <class Spec>
-Json section(bool json) {
+Json items() {
   Json list = Json::array();
-  if (!json) std::cout << Spec::kKind << "s\n";
   for (const Spec* spec : all<Spec>()) {
     Json item = {{"name", spec->name}, {"help", spec->help}};
-    if (!json) print_line(spec->name, spec->help);
     if constexpr (std::is_same_v<Spec, MixerSpec>) {
-      const auto config = spec->config();
       item["causal"] = spec->causal;
       item["constant_state"] = spec->constant_state;
-      item["fields"] = config->values();
+      item["fields"] = spec->config()->values();
     }
     list.push_back(item);
   }
   return list;
+}
+
+/// One column of names for all sections.
+void print(const std::vector<Section>& sections) {
+  size_t width = 0;
+  for (const Section& section : sections) {
+    for (const Json& item : section.items) width = std::max(width, item["name"].get<std::string>().size());
+  }
+  for (const Section& section : sections) {
+    std::string title = section.title;
+    std::replace(title.begin(), title.end(), '_', ' ');
+    std::cout << title << "\n";
+    for (const Json& item : section.items) {
+      std::cout << "  " << std::left << std::setw(static_cast<int>(width) + 2) << item["name"].get<std::string>()
+                << item["help"].get<std::string>() << "\n";
+    }
+  }
 }
 
 int run(const std::vector<std::string>& args) {
@@ -53,14 +67,17 @@ int run(const std::vector<std::string>& args) {
     }
     return 0;
   }
+  const std::vector<Section> sections = {
+      {"mixers", items<MixerSpec>()},          {"positions", items<PositionSpec>()},
+      {"objectives", items<ObjectiveSpec>()},  {"tokenizers", items<TokenizerSpec>()},
+      {"model_families", items<FamilySpec>()}, {"commands", items<CommandSpec>()}};
+  if (!json) {
+    print(sections);
+    return 0;
+  }
   Json all_kinds = Json::object();
-  all_kinds["mixers"] = section<MixerSpec>(json);
-  all_kinds["positions"] = section<PositionSpec>(json);
-  all_kinds["objectives"] = section<ObjectiveSpec>(json);
-  all_kinds["tokenizers"] = section<TokenizerSpec>(json);
-  all_kinds["model_families"] = section<FamilySpec>(json);
-  all_kinds["commands"] = section<CommandSpec>(json);
-  if (json) std::cout << all_kinds.dump() << "\n";
+  for (const Section& section : sections) all_kinds[section.title] = section.items;
+  std::cout << all_kinds.dump() << "\n";
   return 0;
 }
 

@@ -38,9 +38,12 @@ TEST(ListCommand, NamesWhatCanBeChosen) {
   EXPECT_TRUE(has(names(all["model_families"]), "ttt"));
   EXPECT_TRUE(has(names(all["commands"]), "generate"));
   const ProgramResult plain = lineal({"list"}), usage = lineal({});
+  const size_t column = std::string("  performer_bidirectional  ").size();  // after the longest name
   for (const auto& [kind, section] : all.items()) {
     for (const std::string& name : names(section)) {
-      EXPECT_NE(plain.out.find("\n  " + name + " "), std::string::npos) << kind << ": " << name;
+      const size_t at = plain.out.find("\n  " + name + " ");
+      ASSERT_NE(at, std::string::npos) << kind << ": " << name;
+      EXPECT_EQ(plain.out.find_first_not_of(' ', at + 3 + name.size()), at + 1 + column) << kind << ": " << name;
       if (kind != "commands") continue;
       EXPECT_NE(usage.out.find("\n  " + name + " "), std::string::npos) << name;
     }
