@@ -23,7 +23,7 @@ int run(const std::vector<std::string>& args) {
   CLI::App app(
       "continues a text: -p PROMPT, -f FILE, or --state FILE.state (after which -p or -f may add more); prints what "
       "comes "
-      "after it, the text itself not again",
+      "after it, the text itself not again (--echo: the prompt too)",
       "generate");
   std::string model, prompt, file, state, save;
   GenerateOptions options;
@@ -31,7 +31,7 @@ int run(const std::vector<std::string>& args) {
   int64_t seed = 0;
   int64_t count = 1;
   Extrapolation how;
-  bool json = false;
+  bool json = false, echo = false;
   app.add_option("-m,--model", model, "model directory or run")->required();
   auto* prompt_option = app.add_option("-p,--prompt", prompt, "text to continue");
   app.add_option("-f,--file", file, "file with that text, - for standard input")->excludes(prompt_option);
@@ -51,7 +51,8 @@ int run(const std::vector<std::string>& args) {
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
   app.add_option("--save", save, "FILE.state to write after the last token, and when interrupted");
-  app.add_flag("--json", json, "one JSON object per continuation");
+  auto* json_flag = app.add_flag("--json", json, "one JSON object per continuation");
+  app.add_flag("--echo", echo, "print the prompt before its continuation")->needs(prompt_option)->excludes(json_flag);
   add_position(app, how);
   add_compute(app);
   if (!parse(app, args)) return 0;
@@ -81,6 +82,7 @@ int run(const std::vector<std::string>& args) {
   }
   for (int64_t i = 0; i < count; ++i) {
     if (!json && count > 1) print(text(i > 0 ? "\n" : "", "--- ", i + 1, " of ", count, ", seed ", seed + i, "\n"));
+    if (echo) print(prompt);
     Session own = session.fork(1)[0];
     Sampler sampler(config, static_cast<uint64_t>(seed + i));
     for (const int64_t token : own.recent()) sampler.observe(token);

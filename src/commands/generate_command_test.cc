@@ -59,6 +59,9 @@ TEST_F(GenerateCommand, PrintsTheTextOfJson) {
   const ProgramResult plain = generate({"-p", "Once upon", "-n", "21", "-s", "3"});
   EXPECT_EQ(plain.out, list[0]["text"].get<std::string>() + "\n");
   EXPECT_EQ(plain.err, "");
+  EXPECT_EQ(generate({"-p", "Once upon", "-n", "21", "-s", "3", "--echo"}).out, "Once upon" + plain.out);
+  EXPECT_TRUE(refused(generate({"-p", "Once", "--echo", "--json"}), {"--echo", "--json"}));
+  EXPECT_TRUE(refused(generate({"-f", path("prompt"), "--echo"}), {"--echo", "--prompt"}));
   EXPECT_NE(objects({"-p", "Once upon", "-n", "21", "-s", "4"})[0]["tokens"], list[0]["tokens"]);
   write_atomic(folder / "prompt", "Once upon");
   EXPECT_EQ(objects({"-f", path("prompt"), "-n", "21", "-s", "3"})[0]["tokens"], list[0]["tokens"]);
