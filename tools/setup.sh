@@ -5,7 +5,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 packages=(g++ cmake ninja-build ccache mold python3 python3-dev python3-venv python3-pip zlib1g-dev
-          nlohmann-json3-dev libcli11-dev libgtest-dev libhwy-dev libbenchmark-dev libsentencepiece-dev clang-format)
+          nlohmann-json3-dev libcli11-dev libgtest-dev libhwy-dev libbenchmark-dev libsentencepiece-dev libonig-dev
+          libutf8proc-dev clang-format)
 torch=2.13.0
 
 install_packages() {

@@ -266,8 +266,9 @@ int run(const std::vector<std::string>& args) {
                  "folder of a run to go on with; takes no other flags but --steps, -t, --kernels and --json");
   app.add_option("--init", plan.init, "model directory or run to start from");
   app.add_option("--distill", plan.teacher, "model directory or run to learn from, a model of the same tokens");
-  app.add_option("--tokenizer-file", plan.tokenizer_file,
-                 "what the tokenizer is made from (sentencepiece: FILE.model)");
+  app.add_option(
+      "--tokenizer-file", plan.tokenizer_file,
+      "what the tokenizer is made from (sentencepiece: FILE.model; bpe: tokenizer.json, or a folder that has it)");
   app.add_option("--text-field", plan.text_field, "field of a JSON line that holds its text");
   app.add_flag("--json", json, "a line of JSON per log step");
   add_compute(app);

@@ -12,6 +12,8 @@ template <class... Cases>
 struct Overloaded : Cases... {
   using Cases::operator()...;
 };
+template <class... Cases>
+Overloaded(Cases...) -> Overloaded<Cases...>;
 
 std::string number(double value) {
   return Json(value == std::floor(value) && std::abs(value) < 1e15 ? Json(static_cast<int64_t>(value)) : Json(value))
@@ -102,7 +104,8 @@ void Config::read(const Json& object, const std::string& who) {
   if (!object.is_object()) fail(who, ": expected an object of options, got ", object.type_name());
   auto list = fields();
   for (const auto& [name, value] : object.items()) {
-    const auto field = std::find_if(list.begin(), list.end(), [&](const Field& f) { return f.name == name; });
+    const auto field =
+        std::find_if(list.begin(), list.end(), [&, &wanted = name](const Field& f) { return f.name == wanted; });
     if (field == list.end()) fail_unknown(who, "field", name, names());
     field->set(value, who);
   }

@@ -2,8 +2,10 @@
 // export FLAGS_minloglevel, of different sizes, and in one program the larger overwrites what lies behind the smaller.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <vector>
 
 namespace lineal {
@@ -26,7 +28,15 @@ class PieceModel {
 
 /// Null unless these are the bytes of a model; the caller deletes it.
 using OpenPieceModel = PieceModel* (*)(const std::string& bytes);
+/// Learns a model's bytes from lines of text, which `next` gives until it returns false. Options are those of
+/// spm_train. Returns "", or what is wrong.
+using TrainPieceModel = std::string (*)(const std::unordered_map<std::string, std::string>& options,
+                                        const std::function<bool(std::string& line)>& next, std::string& bytes);
 constexpr const char* kPieceLibrary = "liblineal_pieces.so";
 constexpr const char* kOpenPieceModel = "lineal_open_piece_model";
+constexpr const char* kTrainPieceModel = "lineal_train_piece_model";
+
+/// A function of that library; throws Error where it cannot be opened.
+void* piece_function(const char* name);
 
 }  // namespace lineal

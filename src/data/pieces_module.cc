@@ -1,4 +1,5 @@
 #include <sentencepiece_processor.h>
+#include <sentencepiece_trainer.h>
 
 #include <memory>
 
@@ -32,10 +33,31 @@ class Model : public PieceModel {
   sentencepiece::SentencePieceProcessor processor_;
 };
 
+class Lines : public sentencepiece::SentenceIterator {
+ public:
+  explicit Lines(const std::function<bool(std::string&)>& next) : next_(next) { Next(); }
+  bool done() const override { return done_; }
+  void Next() override { done_ = !next_(line_); }
+  const std::string& value() const override { return line_; }
+  sentencepiece::util::Status status() const override { return {}; }
+
+ private:
+  const std::function<bool(std::string&)>& next_;
+  std::string line_;
+  bool done_ = false;
+};
+
 }  // namespace
 }  // namespace lineal
 
 extern "C" lineal::PieceModel* lineal_open_piece_model(const std::string& bytes) {
   auto model = std::make_unique<lineal::Model>();
   return model->load(bytes) ? model.release() : nullptr;
+}
+
+extern "C" std::string lineal_train_piece_model(const std::unordered_map<std::string, std::string>& options,
+                                                const std::function<bool(std::string&)>& next, std::string& bytes) {
+  lineal::Lines lines(next);
+  const auto status = sentencepiece::SentencePieceTrainer::Train(options, &lines, &bytes);
+  return status.ok() ? "" : status.message();
 }

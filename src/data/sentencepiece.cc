@@ -14,24 +14,12 @@ namespace {
 constexpr const char* kFile = "tokenizer.model";
 constexpr std::string_view kSpace = "\xe2\x96\x81";  // U+2581, what pieces have for a space
 
-OpenPieceModel piece_library() {
-  static const OpenPieceModel open = [] {
-#if defined(__SANITIZE_ADDRESS__)
-    fail("sentencepiece: AddressSanitizer admits no library with symbols of its own, expected a build without it");
-#endif
-    void* library = ::dlopen(kPieceLibrary, RTLD_NOW | RTLD_LOCAL | RTLD_DEEPBIND);
-    if (!library) fail("sentencepiece: ", ::dlerror(), "; expected it beside the program, or in LD_LIBRARY_PATH");
-    return reinterpret_cast<OpenPieceModel>(::dlsym(library, kOpenPieceModel));
-  }();
-  return open;
-}
-
 class SentencePiece : public Tokenizer {
  public:
   explicit SentencePiece(const std::filesystem::path& path) {
     if (path.empty()) fail("sentencepiece: no model, expected --tokenizer-file FILE.model");
     bytes_ = read_file(path);
-    model_.reset(piece_library()(bytes_));
+    model_.reset(reinterpret_cast<OpenPieceModel>(piece_function(kOpenPieceModel))(bytes_));
     if (!model_) fail(path.string(), ": no SentencePiece model, expected one that spm_train has written");
     for (const char* name : {"[MASK]", "<mask>"}) {
       if (const int id = model_->find(name); id >= 0) special_.mask = id;
@@ -81,6 +69,18 @@ class SentencePiece : public Tokenizer {
 };
 
 }  // namespace
+
+void* piece_function(const char* name) {
+  static void* const library = [] {
+#if defined(__SANITIZE_ADDRESS__)
+    fail("sentencepiece: AddressSanitizer admits no library with symbols of its own, expected a build without it");
+#endif
+    void* opened = ::dlopen(kPieceLibrary, RTLD_NOW | RTLD_LOCAL | RTLD_DEEPBIND);
+    if (!opened) fail("sentencepiece: ", ::dlerror(), "; expected it beside the program, or in LD_LIBRARY_PATH");
+    return opened;
+  }();
+  return ::dlsym(library, name);
+}
 
 extern const TokenizerSpec sentencepiece_spec;
 const TokenizerSpec sentencepiece_spec = {

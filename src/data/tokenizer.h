@@ -49,7 +49,7 @@ struct TokenizerSpec {
   std::string help;
   /// Throws Error for a file that is missing or no such tokenizer's.
   std::shared_ptr<Tokenizer> (*from_file)(const std::filesystem::path& file);
-  /// Name of its file in a model directory; empty: it needs none.
+  /// Name of its file in a model directory, "." if it looks for one of several; empty: it needs none.
   std::string file = "";
 
   std::shared_ptr<Tokenizer> make(const std::filesystem::path& path = {}) const { return from_file(path); }

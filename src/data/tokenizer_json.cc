@@ -1,0 +1,544 @@
+#include "data/tokenizer_json.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "core/error.h"
+#include "core/file.h"
+#include "data/unicode.h"
+
+namespace lineal {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::json;  // sorted: the ordered one is quadratic in the number of names
+
+constexpr size_t kMostDepth = 32;
+constexpr size_t kMostSteps = 64;   // normalizers, pre-tokenizers, decoders
+constexpr size_t kMostGrowth = 64;  // of a token's bytes by replacements
+constexpr int64_t kMostInteger = std::numeric_limits<int64_t>::max();
+
+constexpr const char* kQwen2Words =
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+"
+    "|\\s+(?!\\S)|\\s+";
+
+// Punctuation as that library has it: ASCII's, and that of Unicode 8.
+constexpr const char* kPunctuation =
+    "[\\p{P}\\x{166D}\\x{111C9}$+<=>^`|~&&[^"
+    "\\x{61D}\\x{9FD}\\x{A76}\\x{C77}\\x{C84}\\x{1B4E}-\\x{1B4F}\\x{1B7D}-\\x{1B7F}\\x{2E43}-\\x{2E4F}"
+    "\\x{2E52}-\\x{2E5D}\\x{2E60}-\\x{2E63}\\x{10D6E}\\x{10EAD}\\x{10ED0}\\x{10F55}-\\x{10F59}"
+    "\\x{10F86}-\\x{10F89}\\x{113D4}-\\x{113D5}\\x{113D7}-\\x{113D8}\\x{1144B}-\\x{1144F}\\x{1145A}-\\x{1145B}"
+    "\\x{1145D}\\x{11660}-\\x{1166C}\\x{116B9}\\x{1183B}\\x{11944}-\\x{11946}\\x{119E2}\\x{11A3F}-\\x{11A46}"
+    "\\x{11A9A}-\\x{11A9C}\\x{11A9E}-\\x{11AA2}\\x{11B00}-\\x{11B09}\\x{11BE1}\\x{11C41}-\\x{11C45}"
+    "\\x{11C70}-\\x{11C71}\\x{11EF7}-\\x{11EF8}\\x{11F43}-\\x{11F4F}\\x{11FFF}\\x{12FF1}-\\x{12FF2}"
+    "\\x{16D6D}-\\x{16D6F}\\x{16E97}-\\x{16E9A}\\x{16FE2}\\x{1E5FF}\\x{1E95E}-\\x{1E95F}"
+    "]]";
+
+/// `value` on one line of bounded length, whatever a file holds.
+std::string shown(const Json& value) {
+  if (value.is_string()) return lineal::shown(value.get_ref<const std::string&>());
+  return value.is_object() ? "an object" : value.is_array() ? "an array" : value.dump();
+}
+
+/// "a b", as merges are written in files.
+std::pair<std::string, std::string> split_merge(const std::string& line, size_t rank, const std::string& who) {
+  const size_t blank = line.find(' ');
+  if (blank == line.npos || line.find(' ', blank + 1) != line.npos) {
+    fail(who, ": merge ", rank, " is ", shown(line), ", expected two tokens and a blank between them");
+  }
+  return {line.substr(0, blank), line.substr(blank + 1)};
+}
+
+bool is_version(const std::string& line) { return line.starts_with("#version"); }
+
+/// Builds what a file holds, but for a vocabulary and merges, which go into a BpeModel at once.
+class Reader : public nlohmann::json_sax<Json> {
+ public:
+  /// `vocabulary`: the whole file is one, else "model" holds it.
+  Reader(const std::string& who, BpeModel& model, bool vocabulary)
+      : who_(who), model_(model), whole_vocabulary_(vocabulary) {}
+
+  Json read(std::string_view bytes) {
+    Json::sax_parse(bytes.begin(), bytes.end(), this);
+    return std::move(root_);
+  }
+
+  bool null() override { return value(nullptr); }
+  bool boolean(bool found) override { return value(found); }
+  bool number_integer(number_integer_t found) override { return value(found); }
+  bool number_unsigned(number_unsigned_t found) override { return value(found); }
+  bool number_float(number_float_t found, const string_t&) override { return value(found); }
+  bool string(string_t& found) override { return value(std::move(found)); }
+  bool binary(binary_t&) override { return false; }
+
+  bool start_object(std::size_t) override {
+    if (state_ != State::plain) refuse_item("an object");
+    if (open_.empty() ? whole_vocabulary_ : at("vocab")) {
+      state_ = State::vocabulary;
+      return true;
+    }
+    return open(Json::object());
+  }
+  bool key(string_t& name) override {
+    key_ = std::move(name);
+    if (state_ == State::plain && open_.back()->contains(key_)) fail(who_, ": names ", shown(key_), " twice");
+    return true;
+  }
+  bool end_object() override { return close(); }
+  bool start_array(std::size_t) override {
+    if (state_ == State::merges) {
+      state_ = State::pair;
+      return true;
+    }
+    if (state_ != State::plain) refuse_item("an array");
+    if (at("merges")) {
+      state_ = State::merges;
+      return true;
+    }
+    return open(Json::array());
+  }
+  bool end_array() override {
+    if (state_ != State::pair) return close();
+    if (pair_.size() != 2) refuse_item(text(pair_.size(), " strings"));
+    model_.merges.emplace_back(std::move(pair_[0]), std::move(pair_[1]));
+    pair_.clear();
+    state_ = State::merges;
+    return true;
+  }
+  bool parse_error(std::size_t byte, const std::string&, const nlohmann::detail::exception&) override {
+    fail(who_, ": not JSON, or a number out of range, at byte ", byte);
+  }
+
+ private:
+  enum class State { plain, vocabulary, merges, pair };
+
+  /// Whether what comes next is model.NAME.
+  bool at(const char* name) const { return open_.size() == 2 && path_ == "model" && key_ == name; }
+
+  [[noreturn]] void refuse_item(const std::string& found) const {
+    if (state_ == State::vocabulary) {
+      fail(who_, ": token ", shown(key_), " has id ", found, ", expected an integer from 0");
+    }
+    fail(who_, ": merge ", model_.merges.size(), " is ", found, ", expected a string or an array of two");
+  }
+
+  template <class T>
+  bool value(T&& found) {
+    if (state_ == State::plain) {
+      add(std::forward<T>(found));
+      return true;
+    }
+    Json json = std::forward<T>(found);
+    if (state_ == State::vocabulary) {
+      const bool small = json.is_number_unsigned() && json.template get<uint64_t>() <= uint64_t{kMostInteger};
+      if (!small) refuse_item(shown(json));
+      model_.vocabulary.emplace_back(std::move(key_), json.template get<int64_t>());
+    } else {
+      if (!json.is_string() || pair_.size() > 2) refuse_item(shown(json));
+      auto& line = json.template get_ref<std::string&>();
+      if (state_ == State::pair) {
+        pair_.push_back(std::move(line));
+      } else if (!is_version(line)) {
+        model_.merges.push_back(split_merge(line, model_.merges.size(), who_));
+      }
+    }
+    return true;
+  }
+
+  Json& add(Json found) {
+    if (open_.empty()) return root_ = std::move(found);
+    Json& parent = *open_.back();
+    if (parent.is_object()) return parent[key_] = std::move(found);
+    parent.push_back(std::move(found));
+    return parent.back();
+  }
+  bool open(Json found) {
+    if (open_.size() >= kMostDepth) fail(who_, ": nests deeper than ", kMostDepth);
+    if (open_.size() == 1) path_ = open_[0]->is_object() ? key_ : "";
+    open_.push_back(&add(std::move(found)));
+    return true;
+  }
+  bool close() {
+    if (state_ == State::plain) open_.pop_back();
+    state_ = State::plain;
+    return true;
+  }
+
+  const std::string& who_;
+  BpeModel& model_;
+  bool whole_vocabulary_;
+  State state_ = State::plain;
+  Json root_;
+  std::vector<Json*> open_;  // arrays and objects that have not ended
+  std::string key_, path_;   // path_: the name of the outermost object's member that is open
+  std::vector<std::string> pair_;
+};
+
+/// A part of the file and the way to it, for errors.
+class Node {
+ public:
+  Node(const Json& json, std::string who, std::string path)
+      : json_(json), who_(std::move(who)), path_(std::move(path)) {}
+
+  bool is_null() const { return json_.is_null(); }
+  const std::string& who() const { return who_; }
+  std::string where() const { return path_.empty() ? who_ : who_ + ": " + path_; }
+  [[noreturn]] void refuse(const std::string& expected) const {
+    fail(who_, ": ", path_.empty() ? "the file" : path_, " is ", shown(json_), ", expected ", expected);
+  }
+
+  Node at(const std::string& name) const {
+    static const Json null;
+    if (!json_.is_object()) refuse("an object");
+    const auto found = json_.find(name);
+    return {found == json_.end() ? null : *found, who_, path_.empty() ? name : path_ + "." + name};
+  }
+  std::vector<Node> items() const {
+    if (!json_.is_array()) refuse("an array");
+    std::vector<Node> list;
+    for (const Json& item : json_) list.emplace_back(item, who_, text(path_, "[", list.size(), "]"));
+    return list;
+  }
+  std::vector<std::pair<std::string, Node>> members() const {
+    if (!json_.is_object()) refuse("an object");
+    std::vector<std::pair<std::string, Node>> list;
+    for (const auto& [name, value] : json_.items()) list.emplace_back(name, Node(value, who_, path_ + "." + name));
+    return list;
+  }
+  std::string string() const {
+    if (!json_.is_string()) refuse("a string");
+    return json_.get<std::string>();
+  }
+  bool flag(bool otherwise) const {
+    if (json_.is_null()) return otherwise;
+    if (!json_.is_boolean()) refuse("true or false");
+    return json_.get<bool>();
+  }
+  int64_t count(int64_t most) const {
+    if (!json_.is_number_unsigned() || json_.get<uint64_t>() > static_cast<uint64_t>(most)) {
+      refuse(text("an integer from 0 to ", most));
+    }
+    return json_.get<int64_t>();
+  }
+  bool is_zero() const { return json_.is_number() && json_.get<double>() == 0; }
+  /// A string, {"content": string}, or a number as text.
+  std::string name() const {
+    if (json_.is_object() && json_.contains("content")) return at("content").name();
+    if (json_.is_array() && !json_.empty()) return Node(json_[0], who_, path_).name();
+    if (json_.is_number_unsigned()) return text(json_.get<uint64_t>());
+    return json_.is_string() ? json_.get<std::string>() : "";
+  }
+
+ private:
+  const Json& json_;
+  std::string who_, path_;
+};
+
+/// A normalizer's, pre-tokenizer's or decoder's steps: those of a Sequence, of Sequences in it too.
+void flatten(const Node& node, const char* list, std::vector<Node>& steps) {
+  if (node.is_null()) return;
+  if (node.at("type").string() != "Sequence") {
+    steps.push_back(node);
+  } else {
+    for (const Node& item : node.at(list).items()) flatten(item, list, steps);
+  }
+  if (steps.size() > kMostSteps) fail(node.where(), " has more than ", kMostSteps, " steps");
+}
+
+std::vector<Node> steps_of(const Node& node, const char* list) {
+  std::vector<Node> steps;
+  flatten(node, list, steps);
+  return steps;
+}
+
+Pattern read_pattern(const Node& node) {
+  const Node literal = node.at("String"), regex = node.at("Regex");
+  if (!literal.is_null()) return Pattern::literal(literal.string(), literal.where());
+  if (!regex.is_null()) return {regex.string(), regex.where()};
+  node.refuse("{\"String\": ...} or {\"Regex\": ...}");
+}
+
+Behavior read_behavior(const Node& node) {
+  const std::string name = node.string();
+  if (name == "Isolated") return Behavior::isolated;
+  if (name == "Removed") return Behavior::removed;
+  if (name == "Contiguous") return Behavior::contiguous;
+  if (name == "MergedWithPrevious") return Behavior::merged_with_previous;
+  if (name == "MergedWithNext") return Behavior::merged_with_next;
+  node.refuse("Isolated, Removed, Contiguous, MergedWithPrevious or MergedWithNext");
+}
+
+Normalizer read_normalizer(const Node& node) {
+  const std::string type = node.at("type").string();
+  const auto form = [](NormalForm which) {
+    return [which](const std::string& text) { return normalize(text, which); };
+  };
+  if (type == "NFC") return form(NormalForm::nfc);
+  if (type == "NFD") return form(NormalForm::nfd);
+  if (type == "NFKC") return form(NormalForm::nfkc);
+  if (type == "NFKD") return form(NormalForm::nfkd);
+  if (type == "Lowercase") return [](const std::string& text) { return lower_case(text); };
+  if (type == "Prepend") {
+    return
+        [prefix = node.at("prepend").string()](const std::string& text) { return text.empty() ? text : prefix + text; };
+  }
+  if (type == "Replace") return replace(read_pattern(node.at("pattern")), node.at("content").string());
+  if (type == "Strip") {
+    const bool left = node.at("strip_left").flag(false), right = node.at("strip_right").flag(false);
+    const char* source = left && right ? "\\A\\s+|\\s+\\z" : left ? "\\A\\s+" : right ? "\\s+\\z" : "(?!)";
+    return replace(Pattern(source, node.where()), "");
+  }
+  node.at("type").refuse("NFC, NFD, NFKC, NFKD, Lowercase, Prepend, Replace, Strip or Sequence");
+}
+
+struct Metaspace {
+  std::string replacement;
+  std::string prepend;
+};
+
+Metaspace read_metaspace(const Node& node) {
+  Metaspace result = {node.at("replacement").string(), "always"};
+  if (character_size(result.replacement, 0) != result.replacement.size() || result.replacement.empty()) {
+    node.at("replacement").refuse("one character");
+  }
+  const Node scheme = node.at("prepend_scheme");
+  if (!scheme.is_null()) {
+    result.prepend = scheme.string();
+  } else if (!node.at("add_prefix_space").flag(true)) {
+    result.prepend = "never";
+  }
+  if (result.prepend != "always" && result.prepend != "first" && result.prepend != "never") {
+    scheme.refuse("always, first or never");
+  }
+  return result;
+}
+
+/// One step; `later`: for a text that an added token precedes.
+PreTokenizer read_pre_tokenizer(const Node& node, bool later, bool is_first_step) {
+  const std::string type = node.at("type").string();
+  const auto pattern = [&](const char* source) { return Pattern(source, node.where()); };
+  if (type == "ByteLevel") {
+    return byte_level(node.at("add_prefix_space").flag(true), node.at("use_regex").flag(true));
+  }
+  if (type == "Split") {
+    return split(read_pattern(node.at("pattern")), read_behavior(node.at("behavior")), node.at("invert").flag(false));
+  }
+  if (type == "Digits") {
+    const bool each = node.at("individual_digits").flag(false);
+    return split(pattern("\\p{N}"), each ? Behavior::isolated : Behavior::contiguous, false);
+  }
+  if (type == "Punctuation") {
+    const Node behavior = node.at("behavior");
+    return split(pattern(kPunctuation), behavior.is_null() ? Behavior::isolated : read_behavior(behavior), false);
+  }
+  if (type == "Whitespace")
+    return split(Pattern(text("[", kWordClass, "]+|[^", kWordClass, "\\s]+"), node.where()), Behavior::removed, true);
+  if (type == "WhitespaceSplit") return split(pattern("\\s"), Behavior::removed, false);
+  if (type == "Metaspace") {
+    const Metaspace found = read_metaspace(node);
+    if (found.prepend == "first" && !is_first_step) {
+      node.at("prepend_scheme").refuse("always or never, but for the first step");
+    }
+    const bool prepend = found.prepend == "always" || (found.prepend == "first" && !later);
+    return metaspace(found.replacement, prepend, node.at("split").flag(true));
+  }
+  node.at("type").refuse("ByteLevel, Split, Digits, Punctuation, Whitespace, WhitespaceSplit, Metaspace or Sequence");
+}
+
+/// Returns whether its words are bytes.
+bool read_pre_tokenizers(const Node& node, TokenizerParts& parts) {
+  const std::vector<Node> steps = steps_of(node, "pretokenizers");
+  const auto is_byte_level = [](const Node& step) { return step.at("type").string() == "ByteLevel"; };
+  const auto found = std::count_if(steps.begin(), steps.end(), is_byte_level);
+  if (found > 1) fail(node.where(), " has ByteLevel ", found, " times, expected once");
+  for (const bool later : {false, true}) {
+    std::vector<PreTokenizer> list;
+    bool characters = false;
+    for (size_t i = 0; i < steps.size(); ++i) {
+      list.push_back(read_pre_tokenizer(steps[i], later, i == 0));
+      if (!is_byte_level(steps[i]) || i + 1 == steps.size()) continue;
+      list.push_back(to_byte_characters());  // that is what the steps after it see
+      characters = true;
+    }
+    if (characters) list.push_back(from_byte_characters());
+    (later ? parts.later : parts.first) = sequence(std::move(list));
+  }
+  return found > 0;
+}
+
+void read_decoder(const Node& node, TokenDecoder& decoder) {
+  bool fused = false;
+  for (const Node& step : steps_of(node, "decoders")) {
+    const std::string type = step.at("type").string();
+    if (type == "ByteLevel") {
+      decoder.byte_level = true;
+    } else if (type == "ByteFallback") {
+      decoder.byte_fallback = true;
+    } else if (type == "Fuse") {
+      fused = true;
+    } else if (type == "Replace") {
+      const Node from = step.at("pattern").at("String");
+      if (from.is_null()) step.at("pattern").refuse("{\"String\": ...}");
+      if (from.string().empty()) from.refuse("some text");
+      decoder.replacements.emplace_back(from.string(), step.at("content").string());
+    } else if (type == "Strip") {
+      if (!fused) step.at("type").refuse("Strip after Fuse");
+      decoder.strip = step.at("content").string();
+      if (decoder.strip.empty()) step.at("content").refuse("a character");
+      decoder.strip_count = step.at("start").count(kMostInteger);
+      if (step.at("stop").count(kMostInteger) != 0) step.at("stop").refuse("0");
+    } else if (type == "Metaspace") {
+      const Metaspace found = read_metaspace(step);
+      decoder.replacements.emplace_back(found.replacement, " ");
+      if (found.prepend != "never") decoder.strip = " ", decoder.strip_count = 1;
+    } else {
+      step.at("type").refuse("ByteLevel, ByteFallback, Fuse, Replace, Strip, Metaspace or Sequence");
+    }
+  }
+  if (decoder.byte_level && (decoder.byte_fallback || !decoder.replacements.empty())) {
+    fail(node.where(), " has ByteLevel with other decoders, expected it alone");
+  }
+}
+
+AddedToken read_added(const Node& node, int64_t id) {
+  AddedToken token;
+  token.content = node.at("content").string();
+  token.id = id;
+  token.single_word = node.at("single_word").flag(false);
+  token.lstrip = node.at("lstrip").flag(false);
+  token.rstrip = node.at("rstrip").flag(false);
+  token.special = node.at("special").flag(false);
+  token.normalized = node.at("normalized").flag(!token.special);
+  return token;
+}
+
+void read_model(const Node& node, BpeModel& model) {
+  const Node type = node.at("type");
+  if (type.is_null() ? model.merges.empty() : type.string() != "BPE") {
+    type.refuse("BPE; a model of SentencePiece's is read by --tokenizer sentencepiece from its tokenizer.model");
+  }
+  for (const char* name : {"continuing_subword_prefix", "end_of_word_suffix"}) {
+    const Node affix = node.at(name);
+    if (!affix.is_null() && !affix.string().empty()) affix.refuse("null or an empty string");
+  }
+  const Node dropout = node.at("dropout");
+  if (!dropout.is_null() && !dropout.is_zero()) dropout.refuse("null: without chance");
+  const Node unknown = node.at("unk_token");
+  if (!unknown.is_null()) model.unknown = unknown.string();
+  model.fuse_unknown = node.at("fuse_unk").flag(false);
+  model.byte_fallback = node.at("byte_fallback").flag(false);
+  model.ignore_merges = node.at("ignore_merges").flag(false);
+  for (const char* name : {"vocab", "merges"}) {
+    const Node found = node.at(name);  // there only if it is of another type
+    if (!found.is_null()) found.refuse(name[0] == 'v' ? "an object of tokens and ids" : "an array");
+  }
+}
+
+Json read_json(const fs::path& file) {
+  BpeModel unused;
+  const std::string who = file.string();
+  return Reader(who, unused, false).read(read_file(file));
+}
+
+}  // namespace
+
+std::string TokenDecoder::bytes(const std::string& token) const {
+  if (byte_level) return bytes_of_characters(token).value_or(token);
+  const auto digit = [](char c) { return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1; };
+  if (byte_fallback && token.size() == 6 && token.starts_with("<0x") && token[5] == '>' && digit(token[3]) >= 0 &&
+      digit(token[4]) >= 0) {
+    return std::string(1, static_cast<char>(digit(token[3]) * 16 + digit(token[4])));
+  }
+  std::string result = token;
+  for (const auto& [from, to] : replacements) {
+    for (size_t at = 0; (at = result.find(from, at)) != result.npos; at += to.size()) {
+      result.replace(at, from.size(), to);
+      if (result.size() > kMostGrowth * token.size())
+        fail("decoder: token ", lineal::shown(token), " grows to ", result.size(), " bytes");
+    }
+  }
+  return result;
+}
+
+TokenizerParts read_tokenizer_json(std::string_view bytes, const std::string& who) {
+  TokenizerParts parts;
+  const Json json = Reader(who, parts.model, false).read(bytes);
+  const Node root(json, who, "");
+  if (root.at("model").is_null()) fail(who, ": has no model, expected a tokenizer.json of the tokenizers library");
+  read_model(root.at("model"), parts.model);
+  for (const Node& step : steps_of(root.at("normalizer"), "normalizers")) {
+    parts.normalizers.push_back(read_normalizer(step));
+  }
+  parts.model.byte_level = read_pre_tokenizers(root.at("pre_tokenizer"), parts);
+  const Node decoder = root.at("decoder");
+  if (decoder.is_null() && !parts.model.byte_level) decoder.refuse("a decoder");
+  read_decoder(decoder, parts.decoder);
+  if (decoder.is_null()) parts.decoder.byte_level = true;
+  const Node added = root.at("added_tokens");
+  if (added.is_null()) return parts;
+  for (const Node& token : added.items()) parts.added.push_back(read_added(token, token.at("id").count(kMostInteger)));
+  return parts;
+}
+
+TokenizerParts read_vocab_and_merges(const fs::path& folder) {
+  TokenizerParts parts;
+  BpeModel& model = parts.model;
+  const std::string vocabulary = (folder / "vocab.json").string(), merges = (folder / "merges.txt").string();
+  if (!Reader(vocabulary, model, true).read(read_file(vocabulary)).is_null() || model.vocabulary.empty()) {
+    fail(vocabulary, ": expected an object of tokens and ids");
+  }
+  const std::string lines = read_file(merges);
+  for (size_t at = 0, end; at < lines.size(); at = end + 1) {
+    end = std::min(lines.find('\n', at), lines.size());
+    std::string line = lines.substr(at, end - at);
+    if (line.ends_with('\r')) line.pop_back();
+    if (!line.empty() && !is_version(line)) model.merges.push_back(split_merge(line, model.merges.size(), merges));
+  }
+  model.byte_level = true;
+  parts.decoder.byte_level = true;
+
+  const fs::path config = folder / "tokenizer_config.json", more = folder / "added_tokens.json";
+  bool prefix = false, qwen2 = false;
+  if (fs::exists(config)) {
+    const Json json = read_json(config);
+    const Node root(json, config.string(), "");
+    prefix = root.at("add_prefix_space").flag(false);
+    qwen2 = root.at("tokenizer_class").name().starts_with("Qwen2");
+    const Node added = root.at("added_tokens_decoder");
+    if (!added.is_null()) {
+      for (const auto& [id, token] : added.members()) {
+        if (id.empty() || id.size() > 10 || id.find_first_not_of("0123456789") != id.npos) {
+          token.refuse("the name of a member to be an id");
+        }
+        parts.added.push_back(read_added(token, std::stoll(id)));
+      }
+    }
+  }
+  if (fs::exists(more)) {
+    BpeModel added;
+    const std::string who = more.string();
+    Reader(who, added, true).read(read_file(more));
+    for (const auto& [content, id] : added.vocabulary) {
+      const auto same = [&](const AddedToken& token) { return token.content == content; };
+      if (std::any_of(parts.added.begin(), parts.added.end(), same)) continue;
+      parts.added.push_back({.content = content, .id = id});
+    }
+  }
+  PreTokenizer words = byte_level(prefix, !qwen2);
+  if (qwen2) {
+    parts.normalizers.push_back([](const std::string& text) { return normalize(text, NormalForm::nfc); });
+    words = sequence({split(Pattern(kQwen2Words, vocabulary), Behavior::isolated, false), std::move(words)});
+  }
+  parts.first = parts.later = words;
+  return parts;
+}
+
+std::vector<std::pair<std::string, std::string>> read_names(const fs::path& file) {
+  std::vector<std::pair<std::string, std::string>> names;
+  if (!fs::exists(file)) return names;
+  const Json json = read_json(file);
+  for (const auto& [name, value] : Node(json, file.string(), "").members()) names.emplace_back(name, value.name());
+  return names;
+}
+
+}  // namespace lineal
