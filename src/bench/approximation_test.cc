@@ -95,7 +95,7 @@ TEST(Propagation, ComparesBlockByBlock) {
   // Both models run to the end by hand.
   const at::NoGradGuard no_grad;
   State of_a = a.initial_state(2), of_b = b.initial_state(2);
-  Tensor x = a.embed(tokens), y = b.embed(tokens);
+  Tensor x = a.embed(tokens, of_a), y = b.embed(tokens, of_b);
   for (size_t i = 0; i < 3; ++i) {
     x = a.blocks()[i]->forward(x, of_a.child("layers").child(std::to_string(i)), {});
     y = b.blocks()[i]->forward(y, of_b.child("layers").child(std::to_string(i)), {});
