@@ -14,20 +14,32 @@ namespace {
 struct Options {
   int64_t heads = 6, key_heads = 2, window = 0;
   double theta = 100;
+  int64_t head_dim = 0, rotary_dims = 0;
+  bool biases = false;
+  double scale = 0;
 };
 
 /// Softmax attention written out: one query at a time over the keys it may see.
 Tensor naive(const torch::OrderedDict<std::string, Tensor>& weights, const Options& options, const Tensor& x,
              const Segments& segments) {
-  const int64_t B = x.size(0), T = x.size(1), H = options.heads, K = x.size(2) / H, G = H / options.key_heads;
+  const int64_t B = x.size(0), T = x.size(1), H = options.heads, G = H / options.key_heads;
+  const int64_t K = options.head_dim > 0 ? options.head_dim : x.size(2) / H;
+  const double scale = options.scale > 0 ? options.scale : 1 / std::sqrt(static_cast<double>(K));
+  const auto map = [&](const Tensor& y, const std::string& name) {
+    return at::linear(y, weights[name + ".weight"], options.biases ? weights[name + ".bias"] : Tensor());
+  };
   const Tensor position = segments.positions(at::zeros({B}, at::kLong), T);
   const Tensor document = segments.documents(B, T, at::kCPU);
-  const auto heads = [&](const char* name) { return at::linear(x, weights[name]).unflatten(2, {-1, K}); };
-  Tensor q = heads("q_proj.weight"), k = heads("k_proj.weight");
-  const Tensor v = heads("v_proj.weight");
+  const auto heads = [&](const char* name) { return map(x, name).unflatten(2, {-1, K}); };
+  Tensor q = heads("q_proj"), k = heads("k_proj");
+  const Tensor v = heads("v_proj");
+  const int64_t R = options.rotary_dims > 0 ? options.rotary_dims : K;
+  const auto turned = [&](const Tensor& y) {
+    return at::cat({rope(y.slice(3, 0, R), position, options.theta, RopePairs::halves), y.slice(3, R)}, 3);
+  };
   if (options.theta > 0) {
-    q = rope(q, position, options.theta, RopePairs::halves);
-    k = rope(k, position, options.theta, RopePairs::halves);
+    q = turned(q);
+    k = turned(k);
   }
   Tensor o = at::zeros({B, T, H, K}, x.options());
   for (int64_t b = 0; b < B; ++b) {
@@ -39,14 +51,14 @@ Tensor naive(const torch::OrderedDict<std::string, Tensor>& weights, const Optio
           if (document[b][j].item<int64_t>() != document[b][t].item<int64_t>()) continue;
           if (options.window > 0 && t - j >= options.window) continue;
           seen.push_back(j);
-          weight.push_back((q[b][t][h] * k[b][j][h / G]).sum().item<double>() / std::sqrt(static_cast<double>(K)));
+          weight.push_back((q[b][t][h] * k[b][j][h / G]).sum().item<double>() * scale);
         }
         const Tensor probability = at::tensor(weight, at::kDouble).softmax(0);
         o[b][t][h] = at::matmul(probability, v[b].index_select(0, at::tensor(seen, at::kLong)).select(1, h / G));
       }
     }
   }
-  return at::linear(o.flatten(2), weights["o_proj.weight"]);
+  return map(o.flatten(2), "o_proj");
 }
 
 std::shared_ptr<Mixer> make(const Options& options, int64_t D) {
@@ -54,9 +66,18 @@ std::shared_ptr<Mixer> make(const Options& options, int64_t D) {
                           {{"num_attention_heads", options.heads},
                            {"num_key_value_heads", options.key_heads},
                            {"rope_theta", options.theta},
-                           {"sliding_window", options.window}},
+                           {"sliding_window", options.window},
+                           {"head_dim", options.head_dim},
+                           {"rotary_dims", options.rotary_dims},
+                           {"qkv_bias", options.biases},
+                           {"out_bias", options.biases},
+                           {"scale", options.scale}},
                           D);
   mixer->reset_parameters(1 / std::sqrt(static_cast<double>(D)));
+  at::NoGradGuard no_grad;
+  for (const auto& item : mixer->named_parameters()) {
+    if (item.key().ends_with("bias")) item.value().normal_();
+  }
   mixer->to(at::kDouble);
   return mixer;
 }
@@ -72,11 +93,12 @@ TEST(Attention, IsSoftmaxAttention) {
   segments.starts[2][12] = true;
   for (const Options& options :
        {Options{}, Options{.key_heads = 6, .theta = 0}, Options{.key_heads = 1}, Options{.window = 1},
-        Options{.window = 5}, Options{.window = 13}, Options{.window = 40}}) {
+        Options{.window = 5}, Options{.window = 13}, Options{.window = 40}, Options{.head_dim = 10, .rotary_dims = 4},
+        Options{.window = 5, .biases = true, .scale = 0.9}}) {
     const auto mixer = make(options, D);
     for (const auto& documents : {Segments{}, segments}) {
-      SCOPED_TRACE(text("key heads ", options.key_heads, ", window ", options.window, ", theta ", options.theta,
-                        documents.none() ? "" : ", documents"));
+      SCOPED_TRACE(text("key heads ", options.key_heads, ", head_dim ", options.head_dim, ", window ", options.window,
+                        ", theta ", options.theta, documents.none() ? "" : ", documents"));
       const Tensor expected = naive(mixer->named_parameters(), options, x, documents);
       State state = mixer->initial_state(B);
       EXPECT_CLOSE(mixer->forward(x, state, documents), expected, 1e-12);

@@ -1,6 +1,8 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <cmath>
+
 #include "core/error.h"
 #include "mixers/linear_recurrence.h"
 #include "mixers/mamba.h"
@@ -82,6 +84,31 @@ TEST(Mamba2, IsASelectiveScanWithOneDecayPerHead) {
   const auto [y, h] = selective_scan_reference(scan, S.transpose(2, 3).reshape({B, H * P, N}));
   EXPECT_CLOSE(out.o.flatten(2), y, 1e-12);
   EXPECT_CLOSE(out.S.transpose(2, 3).reshape({B, H * P, N}), h, 1e-12);
+}
+
+/// With one step for all tokens nothing depends on what made the steps; and a bias of zeros is none.
+TEST(Mamba2, StepsHaveLimits) {
+  at::NoGradGuard no_grad;
+  const Tensor x = normal({2, 19, 16}, 1).to(at::kFloat);
+  const auto output = [&](const Json& options, double step_bias) {
+    Json all = {{"num_heads", 4}, {"use_bias", true}};
+    all.update(options);
+    at::manual_seed(3);
+    const auto mixer = make_mixer("mamba2", all, 16);
+    auto parameters = mixer->named_parameters();
+    parameters["in_proj.weight"].slice(0, -4).zero_();
+    parameters["dt_bias"].fill_(step_bias);
+    State state = mixer->initial_state(2);
+    return mixer->forward(x, state);
+  };
+  const double step = 0.3, made = std::log(std::expm1(step));
+  const Tensor expected = output({}, made);
+  EXPECT_CLOSE(output({{"time_step_least", step}, {"time_step_most", 0.7}}, -20), expected, 1e-5);
+  EXPECT_CLOSE(output({{"time_step_most", step}}, 5), expected, 1e-5);
+  EXPECT_FALSE(output({{"time_step_most", 2 * step}}, 5).allclose(expected, 1e-2));
+  EXPECT_TRUE(output({{"use_bias", false}}, made).equal(expected));
+  EXPECT_ERROR(output({{"time_step_least", 0.5}, {"time_step_most", 0.4}}, 0),
+               "expected 0 or at least time_step_least");
 }
 
 TEST(Mamba2, RefusesWhatCannotBe) {

@@ -86,6 +86,38 @@ TEST(Positions, YarnsRampEndsBeyondTheLastPair) {
                1e-12);  // 1 to 9, of which 7 is left
 }
 
+/// Half of a pair where its ramp is not rounded; and a scale of its own.
+TEST(Positions, YarnsOtherConventions) {
+  const Json options = {{"position", "yarn"}, {"rope_theta", 50},  {"original_length", 1000},
+                        {"factor", 4},        {"truncate", false}, {"attention_factor", 1.7}};
+  const Tensor f = rope_frequencies(8, 50).f;
+  const auto found = yarn_frequencies(config_of(options), 8);
+  const auto pair = [](double turns) { return 8 * std::log(1000 / (2 * M_PI * turns)) / (2 * std::log(50)); };
+  const Tensor mask = 1 - ((at::arange(4, at::kDouble) - pair(32)) / (pair(1) - pair(32))).clamp(0, 1);
+  EXPECT_CLOSE(found.f, f / 4 * (1 - mask) + f * mask, 1e-12);
+  EXPECT_EQ(found.scale, 1.7);
+}
+
+/// The first numbers of a head are a head of their own, whose scores count by their share.
+TEST(Positions, APartOfAHead) {
+  const Tensor q = normal({2, 5, 3, 10}, 1), k = normal({2, 5, 1, 10}, 2);
+  const Tensor place = at::arange(7, 12, at::kLong).expand({2, 5});
+  for (const char* name : {"rope", "dynamic_ntk", "rerope"}) {
+    Json options = {{"position", name}, {"original_length", 4}, {"rerope_window", 2}, {"rotary_dims", 6}};
+    const auto partial = make_position(config_of(options), 10, 3);
+    options["rotary_dims"] = 0;
+    const auto own = make_position(config_of(options), 6, 3);
+    const auto scores = [&](const Position& position, int64_t from, int64_t to) {
+      const Tensor a = q.slice(3, from, to), b = k.slice(3, from, to);
+      return position.scores(position.turn(a, place), position.turn(b, place), place, place);
+    };
+    const Tensor rest = dot_scores(q.slice(3, 6), k.slice(3, 6));
+    EXPECT_CLOSE(scores(*partial, 0, 10), scores(*own, 0, 6) * std::sqrt(0.6) + rest * std::sqrt(0.4), 1e-12) << name;
+  }
+  EXPECT_ERROR(make_position(config_of({{"rotary_dims", 12}}), 10, 3), "rotary_dims is 12, expected at most");
+  EXPECT_ERROR(make_position(config_of({{"position", "alibi"}, {"rotary_dims", 4}}), 10, 3), "alibi turns nothing");
+}
+
 /// Weights and outputs of a public implementation of both, in one call and one query at a time.
 TEST(Positions, ReRopeIsThePublishedAttention) {
   for (const auto& [id, window, length, factor] :
