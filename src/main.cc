@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <iostream>
 
 #include "commands/command.h"
@@ -9,9 +10,11 @@ namespace {
 int usage() {
   std::cout << "lineal: sequence models whose cost per token does not grow with the context\n\n"
                "usage: lineal COMMAND [flags]; lineal COMMAND --help explains one\n\n";
+  size_t longest = 0;
+  for (const auto& name : lineal::names<lineal::CommandSpec>()) longest = std::max(longest, name.size());
   for (const auto* command : lineal::all<lineal::CommandSpec>()) {
     std::string left = "  " + command->name;
-    left.resize(14, ' ');
+    left.resize(2 + longest + 2, ' ');
     std::cout << left << command->help << "\n";
   }
   return 0;

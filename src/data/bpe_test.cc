@@ -94,11 +94,11 @@ TEST_P(BpeAsTheLibrary, RandomStrings) {
   const TemporaryFolder folder;
   const fs::path out = folder / "records";
   const std::string name = GetParam();
-  const std::string command = std::string(LINEAL_PYTHON) + " " + (kData / "expected.py").string() + " " +
+  const std::string command = std::string(LINEAL_TEST_PYTHON) + " " + (kData / "expected.py").string() + " " +
                               (kData / (name + ".json")).string() + " " + out.string() + " " +
                               (strings ? strings : "1000") + " " + (seed ? seed : "1");
   const int code = std::system(command.c_str());
-  if (WEXITSTATUS(code) == 77) GTEST_SKIP() << LINEAL_PYTHON << " has no package tokenizers to compare with";
+  if (WEXITSTATUS(code) == 77) GTEST_SKIP() << LINEAL_TEST_PYTHON << " has no package tokenizers to compare with";
   ASSERT_EQ(code, 0);
   compare(name, out);
 }
@@ -306,10 +306,10 @@ TEST(BpeTrainer, LearnsWhatTheLibraryLearns) {
   const TemporaryFolder folder;
   const fs::path docs = fs::path(LINEAL_TESTDATA).parent_path() / "docs" / "log.md";
   const fs::path expected = folder / "expected.json";
-  const std::string command = std::string(LINEAL_PYTHON) + " " + (kData / "train.py").string() + " " + docs.string() +
-                              " 900 " + expected.string();
+  const std::string command = std::string(LINEAL_TEST_PYTHON) + " " + (kData / "train.py").string() + " " +
+                              docs.string() + " 900 " + expected.string();
   const int code = std::system(command.c_str());
-  if (WEXITSTATUS(code) == 77) GTEST_SKIP() << LINEAL_PYTHON << " has no package tokenizers to compare with";
+  if (WEXITSTATUS(code) == 77) GTEST_SKIP() << LINEAL_TEST_PYTHON << " has no package tokenizers to compare with";
   ASSERT_EQ(code, 0);
   BpeTrainer trainer;
   trainer.read(read_file(docs));

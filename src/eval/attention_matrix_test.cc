@@ -35,8 +35,8 @@ Tensor some_tokens(int64_t T = kT) { return at::arange(2 * T).mul(17).remainder(
 
 /// What a layer's mixer reads.
 Tensor input_of(LanguageModel& model, int64_t layer) {
-  Tensor x = model.embed(some_tokens());
   State state = model.initial_state(2);
+  Tensor x = model.embed(some_tokens(), state);
   for (int64_t i = 0; i < layer; ++i) {
     x = model.blocks()[i]->forward(x, state.child("layers").child(std::to_string(i)), {});
   }
@@ -84,7 +84,8 @@ TEST(AttentionMatrix, TimesTheValuesIsTheOutput) {
     }
     SCOPED_TRACE(spec->name);
     const at::NoGradGuard no_grad;
-    const Tensor x = model->embed(some_tokens());
+    State none;
+    const Tensor x = model->embed(some_tokens(), none);
     Block& block = *model->blocks()[0];
     const auto mixed = [&](const Tensor& values) {
       Mixer::Probe probe{values, {}};
@@ -156,8 +157,8 @@ TEST(AttentionMatrix, Mistakes) {
   Mixer::Probe probe{at::zeros({1, 2, 3, 4}), {}};
   Block& block = *model->blocks()[0];
   block.mixer().probe = &probe;
-  State state = block.initial_state(2);
-  EXPECT_ERROR(block.forward(model->embed(some_tokens()), state, {}), "probe: values are [1, 2, 3, 4]");
+  State state = block.initial_state(2), none;
+  EXPECT_ERROR(block.forward(model->embed(some_tokens(), none), state, {}), "probe: values are [1, 2, 3, 4]");
 }
 
 TEST(Similarity, Blosum62IsAScoreOfLogOdds) {

@@ -102,7 +102,7 @@ TEST(Mamba2, StepsHaveLimits) {
     return mixer->forward(x, state);
   };
   const double step = 0.3, made = std::log(std::expm1(step));
-  const Tensor expected = output({}, made);
+  const Tensor expected = output(Json::object(), made);
   EXPECT_CLOSE(output({{"time_step_least", step}, {"time_step_most", 0.7}}, -20), expected, 1e-5);
   EXPECT_CLOSE(output({{"time_step_most", step}}, 5), expected, 1e-5);
   EXPECT_FALSE(output({{"time_step_most", 2 * step}}, 5).allclose(expected, 1e-2));

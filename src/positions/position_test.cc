@@ -100,7 +100,7 @@ TEST(Positions, YarnsOtherConventions) {
 
 /// The first numbers of a head are a head of their own, whose scores count by their share.
 TEST(Positions, APartOfAHead) {
-  const Tensor q = normal({2, 5, 3, 10}, 1), k = normal({2, 5, 1, 10}, 2);
+  const Tensor q = normal({2, 5, 3, 10}, 1, at::kDouble), k = normal({2, 5, 1, 10}, 2, at::kDouble);
   const Tensor place = at::arange(7, 12, at::kLong).expand({2, 5});
   for (const char* name : {"rope", "dynamic_ntk", "rerope"}) {
     Json options = {{"position", name}, {"original_length", 4}, {"rerope_window", 2}, {"rotary_dims", 6}};
