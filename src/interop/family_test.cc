@@ -141,6 +141,7 @@ TEST(Family, HostileValuesAreErrors) {
        {{"rope_parameters", {{"full_attention", Json::object()}}}},
        "rope_parameters for \"full_attention\" alone"},
       {"llama", {{"rope_theta", -1}}, "rope_theta is -1"},
+      {"llama", {{"rope_theta", 0}}, "rope_theta is 0, expected a number above 0"},
       {"llama",
        {{"rope_scaling", {{"rope_type", "llama3"}, {"factor", 8}, {"low_freq_factor", 4}, {"high_freq_factor", 1}}}},
        "low_freq_factor is 4"},

@@ -138,6 +138,7 @@ Json read_rope(const Json& json, const RopeNames& names, int64_t K, int64_t leng
   }
   if (position.empty()) fail(who, ": rope_type is ", line_of(type), ", expected one of", known);
 
+  if (rope.rope_theta == 0) fail(who, ": ", names.theta, " is 0, expected a number above 0");
   const auto turned = static_cast<int64_t>(static_cast<double>(K) * rope.partial_rotary_factor);
   Json options = {{"position", position}, {"rope_theta", rope.rope_theta}, {"original_length", length}};
   if (turned < 2)
