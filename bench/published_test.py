@@ -27,7 +27,8 @@ GPT2 = dict(vocab_size=N, n_embd=24, n_layer=3, n_head=4, n_positions=64)
 MAMBA = dict(vocab_size=N, hidden_size=24, num_hidden_layers=2, state_size=5, conv_kernel=3)
 MAMBA2 = dict(MAMBA, num_heads=6, head_dim=8, chunk_size=7)
 RWKV = dict(vocab_size=N, hidden_size=24, num_hidden_layers=3, context_length=64)
-YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=16)
+# A low base and many turns, so that the ramp ends among the pairs.
+YARN = dict(rope_type="yarn", rope_theta=50.0, factor=4.0, original_max_position_embeddings=300)
 
 
 def rope(kind, **more):
@@ -73,7 +74,7 @@ CASES = {
     "mamba2_one_group": ("mamba2", dict(MAMBA2, n_groups=1)),
     "mamba2_two_groups_tied": ("mamba2", dict(MAMBA2, n_groups=2, tie_word_embeddings=True, layer_norm_epsilon=1e-3)),
     "mamba2_limited_biases": ("mamba2", dict(MAMBA2, n_groups=3, use_bias=True, use_conv_bias=False,
-                                             time_step_limit=(0.02, 0.6))),
+                                             time_step_limit=(0.02, 0.05))),
     "rwkv_plain": ("rwkv", dict(RWKV, rescale_every=0)),
     "rwkv_rescaled_tied": ("rwkv", dict(RWKV, rescale_every=2, tie_word_embeddings=True, intermediate_size=33)),
     "rwkv_wide_eps": ("rwkv", dict(RWKV, rescale_every=0, attention_hidden_size=31, layer_norm_epsilon=1e-3)),
