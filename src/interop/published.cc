@@ -4,7 +4,6 @@
 
 #include "core/error.h"
 #include "core/registry.h"
-#include "data/tokenizer.h"
 #include "mixers/mixer.h"
 
 namespace lineal {
@@ -214,10 +213,7 @@ std::string tokenizer_in(const fs::path& dir, int64_t vocab_size) {
     std::error_code error;
     return fs::exists(dir / name, error);
   };
-  const auto known = names<TokenizerSpec>();
-  if (has("tokenizer.json") || has("vocab.json")) {
-    return std::find(known.begin(), known.end(), "bpe") != known.end() ? "bpe" : "";
-  }
+  if (has("tokenizer.json") || has("vocab.json")) return "bpe";
   if (has("tokenizer.model")) return "sentencepiece";
   return vocab_size == 256 ? "bytes" : "";
 }
