@@ -14,7 +14,7 @@ IFS=';' read -ra mixers <<<"${MIXERS:-performer(num_features=64);linear_attentio
 
 say "text"
 "$python" runs/demo.py gather "$out/text" "${1:-}"
-cat "$out"/text/validation/* | head -c "$long" >"$out/long"
+head -c "$long" < <(cat "$out"/text/validation/*) >"$out/long"
 learn=("$out/text/train" -c "$context" --batch-size "$batch" --eval-batches 8 --log-every $((tune / 20 + 1))
        --eval-every $((tune / 10 + 1)) --json)
 model=${MODEL:-$out/softmax}
