@@ -154,7 +154,7 @@ int run_model(const std::vector<std::string>& args) {
   return 0;
 }
 
-int run(const std::vector<std::string>& args) {
+int run_bench(const std::vector<std::string>& args) {
   if (!args.empty()) {
     const std::vector<std::string> rest(args.begin() + 1, args.end());
     if (args[0] == "model") return run_model(rest);
@@ -206,7 +206,7 @@ int run(const std::vector<std::string>& args) {
 extern const CommandSpec bench_spec;
 const CommandSpec bench_spec = {.name = "bench",
                                 .help = "tokens per second, memory and state of mixers against length",
-                                .run = run,
+                                .run = run_bench,
                                 .less_memory = "a smaller --hidden-size or --batch-size, or shorter --lengths"};
 
 }  // namespace lineal

@@ -36,7 +36,7 @@ Json row(const Approximation& found) {
   return result;
 }
 
-void print(const Json& row) {
+void print_approximation(const Json& row) {
   const auto number = [&](const char* key) {
     std::cout << std::setw(14);
     if (row.contains(key) && std::isfinite(row[key].get<double>())) {
@@ -120,7 +120,7 @@ int run_bench_approximation(const std::vector<std::string>& args) {
   }
   std::cout << sizes.T << " tokens, head size " << sizes.K << ", " << sizes.samples << " samples\n"
             << "map         rows        M         error     deviation       squared     deviation\n";
-  for (const Json& each : rows) print(each);
+  for (const Json& each : rows) print_approximation(each);
   return 0;
 }
 

@@ -28,7 +28,7 @@ Json row(const Json& found, int64_t sessions, double copy) {
           {"of_copy", traffic / copy}};
 }
 
-void print(const Json& row) {
+void print_decoding(const Json& row) {
   const auto number = [&](const char* key, int width, int precision, double scale = 1) {
     std::cout << std::setw(width) << std::setprecision(precision) << scale * row[key].get<double>();
   };
@@ -88,7 +88,7 @@ int run_bench_decode(const std::vector<std::string>& args) {
     }
     rows.push_back(row(found, n, copy));
     ran = found["ran"].get<std::string>();
-    if (!json) print(rows.back());
+    if (!json) print_decoding(rows.back());
   }
   if (json) {
     std::cout << Json{{"copy_gbytes", copy / 1e9}, {"kernels", ran}, {"rows", rows}}.dump() << "\n";

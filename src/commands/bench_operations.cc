@@ -34,7 +34,7 @@ Json row(const OperationPass& pass, const RunTime& time, const Machine& machine)
           {"of_copy", bytes / machine.copy}};
 }
 
-void print(const Json& row) {
+void print_operation(const Json& row) {
   const auto number = [&](const char* key, int width, int precision, double scale = 1) {
     std::cout << std::setw(width) << std::setprecision(precision) << scale * row[key].get<double>();
   };
@@ -110,7 +110,7 @@ int run_bench_operations(const std::vector<std::string>& args) {
       << ", float32; medians; both: forward and backward; step: one token of " << sizes.sessions
       << " sessions, of so many that no cache holds their states\n"
       << "operation               us/token    least     most     GF/s  % of sgemm  % of tiles     GB/s % of copy\n";
-  for (const Json& each : rows) print(each);
+  for (const Json& each : rows) print_operation(each);
   std::cout << "kernels: " << kernels::summary() << "\n";
   return 0;
 }

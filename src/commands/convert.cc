@@ -33,7 +33,7 @@ void print(const char* what, const std::vector<std::string>& names) {
   for (const auto& name : names) std::cout << what << name << "\n";
 }
 
-int run(const std::vector<std::string>& args) {
+int run_convert(const std::vector<std::string>& args) {
   CLI::App app(
       "writes a model directory. --layers: its layers are those of a plan; --mixer: one mixer in the place of every "
       "attention layer. Every parameter and buffer of the same name is taken from the model, what only the new layers "
@@ -86,6 +86,6 @@ int run(const std::vector<std::string>& args) {
 
 extern const CommandSpec convert_spec;
 const CommandSpec convert_spec = {
-    .name = "convert", .help = "a trained model with other layers, or for other programs", .run = run};
+    .name = "convert", .help = "a trained model with other layers, or for other programs", .run = run_convert};
 
 }  // namespace lineal

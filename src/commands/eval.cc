@@ -26,7 +26,7 @@ namespace {
 
 Json optional(const std::optional<double>& value) { return value ? Json(*value) : Json(); }
 
-Json to_json(const Evaluation& result, double seconds, bool masked, Measure measure,
+Json to_json(const Evaluation& result, double seconds, bool masked, Metric metric,
              const std::optional<FrequencyBaseline>& baseline) {
   Json buckets = Json::array();
   for (const Bucket& bucket : result.buckets) {
@@ -49,8 +49,8 @@ Json to_json(const Evaluation& result, double seconds, bool masked, Measure meas
                {"tokens_per_second", static_cast<double>(result.tokens) / seconds},
                {"positions", buckets}};
   if (masked) json.erase("bits_per_byte"), json.erase("bits_per_byte_error"), json.erase("predicted_bytes");
-  if (measure == Measure::bits_per_dimension) json["bits_per_dimension"] = result.bits_per_dimension();
-  if (measure == Measure::word_perplexity) {
+  if (metric == Metric::bits_per_dimension) json["bits_per_dimension"] = result.bits_per_dimension();
+  if (metric == Metric::word_perplexity) {
     json["pieces_per_word"] = result.pieces_per_word();
     json["word_perplexity"] = result.word_perplexity();
   }
@@ -61,18 +61,12 @@ Json to_json(const Evaluation& result, double seconds, bool masked, Measure meas
   return json;
 }
 
-std::string formatted(const char* format, double value) {
-  char line[64];
-  std::snprintf(line, sizeof line, format, value);
-  return line;
-}
-
 std::string with_error(double value, const std::optional<double>& error) {
   return formatted("%.4f", value) + (error ? formatted(" +- %.2g", *error) : "");
 }
 
 /// `masked`: the predicted tokens are those that were hidden.
-void print(const Evaluation& result, double seconds, bool restarts, bool masked, Measure measure,
+void print(const Evaluation& result, double seconds, bool restarts, bool masked, Metric metric,
            const std::optional<FrequencyBaseline>& baseline) {
   std::cout << (masked ? "nats per masked token  " : "nats per token  ")
             << with_error(result.loss.mean(), result.standard_error) << "\n"
@@ -82,9 +76,9 @@ void print(const Evaluation& result, double seconds, bool restarts, bool masked,
     std::cout << "by frequency    perplexity " << formatted("%.4f", std::exp(baseline->nats)) << ", accuracy "
               << formatted("%.2f", 100 * baseline->accuracy) << " %\n";
   }
-  if (measure == Measure::bits_per_dimension) {
+  if (metric == Metric::bits_per_dimension) {
     std::cout << "bits/dimension  " << formatted("%.4f", result.bits_per_dimension()) << "\n";
-  } else if (measure == Measure::word_perplexity) {
+  } else if (metric == Metric::word_perplexity) {
     std::cout << "word perplexity " << formatted("%.4f", result.word_perplexity()) << ", "
               << formatted("%.4f", result.pieces_per_word()) << " pieces per word\n";
   }
@@ -183,7 +177,7 @@ void compare_letters(const LoadedModel& loaded, const std::vector<std::string>& 
             << similarity.sequences() << " sequences\n";
 }
 
-int run(const std::vector<std::string>& args) {
+int run_eval(const std::vector<std::string>& args) {
   CLI::App app(
       "how well a model predicts text: nats per token, perplexity and bits per byte, each with its standard error over "
       "blocks of 1024 predictions, and the loss by position in the document. Files, folders, .jsonl, .gz, - for "
@@ -325,9 +319,9 @@ int run(const std::vector<std::string>& args) {
     by_frequency = frequency_baseline(counts, result.targets, never);
   }
   if (json) {
-    std::cout << to_json(result, seconds, masking.has_value(), tokenizer.measure(), by_frequency).dump() << "\n";
+    std::cout << to_json(result, seconds, masking.has_value(), tokenizer.metric(), by_frequency).dump() << "\n";
   } else {
-    print(result, seconds, options.max_context > 0, masking.has_value(), tokenizer.measure(), by_frequency);
+    print(result, seconds, options.max_context > 0, masking.has_value(), tokenizer.metric(), by_frequency);
   }
   return 0;
 }
@@ -337,7 +331,7 @@ int run(const std::vector<std::string>& args) {
 extern const CommandSpec eval_spec;
 const CommandSpec eval_spec = {.name = "eval",
                                .help = "perplexity, bits per byte and loss by position, in constant memory",
-                               .run = run,
+                               .run = run_eval,
                                .less_memory = "a smaller --chunk or model"};
 
 }  // namespace lineal

@@ -40,9 +40,7 @@ void print_rows(const std::vector<Row>& rows) {
   for (const Row& row : rows) {
     std::cout << padded(row.model + (row.position.empty() ? "" : " " + row.position), width);
     for (const Bucket& bucket : row.result.buckets) {
-      char value[32];
-      std::snprintf(value, sizeof value, "%.4f", bucket.loss.mean());
-      std::cout << padded(value, 13);
+      std::cout << padded(formatted("%.4f", bucket.loss.mean()), 13);
     }
     std::cout << "\n";
   }
@@ -57,10 +55,8 @@ std::string csv_of(const std::vector<Row>& rows) {
   std::string lines = "model,position,begin,end,tokens,nats_per_token\n";
   for (const Row& row : rows) {
     for (const Bucket& bucket : row.result.buckets) {
-      char value[32];
-      std::snprintf(value, sizeof value, "%.6f", bucket.loss.mean());
       lines += text(quoted(row.model), ",", row.position, ",", bucket.begin, ",", bucket.end, ",", bucket.loss.tokens,
-                    ",", value, "\n");
+                    ",", formatted("%.6f", bucket.loss.mean()), "\n");
     }
   }
   return lines;

@@ -18,12 +18,6 @@ namespace {
 constexpr double kDepths[] = {0, 0.25, 0.5, 0.75, 1};
 constexpr const char* kFlags[] = {"--shots", "--length", "--samples", "--max-answer", "--write"};
 
-std::string formatted(const char* format, double value) {
-  char line[64];
-  std::snprintf(line, sizeof line, format, value);
-  return line;
-}
-
 bool is_made(const std::string& task) { return task == "needle" || task == "recall"; }
 
 /// Tokens of the files' text, as many as the longest question holds.

@@ -19,7 +19,7 @@ void print(std::string_view piece) {
   if (!(std::cout << piece << std::flush)) fail("generate: cannot write to standard output");
 }
 
-int run(const std::vector<std::string>& args) {
+int run_generate(const std::vector<std::string>& args) {
   CLI::App app(
       "continues a text: -p PROMPT, -f FILE, or --state FILE.state (after which -p or -f may add more); prints what "
       "comes "
@@ -110,6 +110,6 @@ int run(const std::vector<std::string>& args) {
 
 extern const CommandSpec generate_spec;
 const CommandSpec generate_spec = {
-    .name = "generate", .help = "continue a prompt, a file or a saved state", .run = run};
+    .name = "generate", .help = "continue a prompt, a file or a saved state", .run = run_generate};
 
 }  // namespace lineal

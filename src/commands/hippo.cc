@@ -78,7 +78,7 @@ void refuse_beside_file(const CLI::App& app) {
   }
 }
 
-int run(const std::vector<std::string>& args) {
+int run_hippo(const std::vector<std::string>& args) {
   CLI::App app(
       "reads a signal sample by sample into a state of --order numbers (HiPPO), then the signal back out of the state: "
       "a "
@@ -149,6 +149,6 @@ int run(const std::vector<std::string>& args) {
 
 extern const CommandSpec hippo_spec;
 const CommandSpec hippo_spec = {
-    .name = "hippo", .help = "remember a signal in a HiPPO state and read it back", .run = run};
+    .name = "hippo", .help = "remember a signal in a HiPPO state and read it back", .run = run_hippo};
 
 }  // namespace lineal

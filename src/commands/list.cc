@@ -50,7 +50,7 @@ void print(const std::vector<Section>& sections) {
   }
 }
 
-int run(const std::vector<std::string>& args) {
+int run_list(const std::vector<std::string>& args) {
   CLI::App app("everything that can be chosen by name", "list");
   bool json = false;
   std::string mixer;
@@ -87,6 +87,6 @@ extern const CommandSpec list_spec;
 const CommandSpec list_spec = {
     .name = "list",
     .help = "mixers, positions, objectives, tokenizers, model families, commands; list MIXER: its fields",
-    .run = run};
+    .run = run_list};
 
 }  // namespace lineal

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <iomanip>
 #include <iostream>
 #include <sstream>
@@ -34,6 +35,12 @@ std::string short_number(double value) {
   const double scaled = value >= 1e9 ? value / 1e9 : value >= 1e6 ? value / 1e6 : value >= 1e3 ? value / 1e3 : value;
   out << std::fixed << std::setprecision(scaled < 100 && *unit ? 1 : 0) << scaled << unit;
   return out.str();
+}
+
+std::string formatted(const char* format, double value) {
+  char line[64];
+  std::snprintf(line, sizeof line, format, value);
+  return line;
 }
 
 ProgressBar::ProgressBar(bool wanted) : shown_(wanted && ::isatty(STDERR_FILENO)) {}

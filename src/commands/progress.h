@@ -13,6 +13,9 @@ namespace lineal {
 /// "1.5M", "12.0k", "7".
 std::string short_number(double value);
 
+/// `value` as printf's `format` has it, "%.2f".
+std::string formatted(const char* format, double value);
+
 /// One line of standard error, drawn over itself, when that is a terminal; nothing elsewhere.
 class ProgressBar {
  public:

@@ -11,7 +11,7 @@
 namespace lineal {
 namespace {
 
-int run(const std::vector<std::string>& args) {
+int run_read(const std::vector<std::string>& args) {
   CLI::App app("reads a document, of any length, and saves the state after it: lineal generate --state goes on there",
                "read");
   std::string model, document, out, state;
@@ -46,6 +46,6 @@ int run(const std::vector<std::string>& args) {
 }  // namespace
 
 extern const CommandSpec read_spec;
-const CommandSpec read_spec = {.name = "read", .help = "read a document and save the state after it", .run = run};
+const CommandSpec read_spec = {.name = "read", .help = "read a document and save the state after it", .run = run_read};
 
 }  // namespace lineal

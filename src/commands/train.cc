@@ -253,7 +253,7 @@ void print_start(const LoadedModel& loaded, const Text& text) {
             << short_number(tokens - train_tokens) << " to validate on; " << at::get_num_threads() << " threads\n";
 }
 
-int run(const std::vector<std::string>& args) {
+int run_train(const std::vector<std::string>& args) {
   CLI::App app("learns a model from text, or goes on with a run", "train");
   Plan plan;
   LanguageModelConfig model;
@@ -382,7 +382,7 @@ extern const CommandSpec train_spec;
 const CommandSpec train_spec = {
     .name = "train",
     .help = "learn a model from text, or resume a run",
-    .run = run,
+    .run = run_train,
     .less_memory = "a smaller --batch-size or model, a shorter --segment or --context, or --recompute true"};
 
 }  // namespace lineal

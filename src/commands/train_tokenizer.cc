@@ -19,9 +19,9 @@ namespace fs = std::filesystem;
 constexpr const char* kDocument = "<|endoftext|>";
 
 /// The text, piece by piece, with a bar for how much of it is read.
-class Text {
+class TrainingText {
  public:
-  Text(const std::vector<std::string>& paths, const std::string& field, bool show_progress)
+  TrainingText(const std::vector<std::string>& paths, const std::string& field, bool show_progress)
       : sources_(find_sources(paths)), reader_(sources_, {field}), bar_(show_progress) {
     for (const Source& source : sources_) total_ += static_cast<double>(source.size);
   }
@@ -45,7 +45,7 @@ class Text {
 };
 
 /// tokenizer.json
-std::string train_byte_bpe(Text& data, int64_t vocabulary, bool show_progress, int64_t& tokens) {
+std::string train_byte_bpe(TrainingText& data, int64_t vocabulary, bool show_progress, int64_t& tokens) {
   BpeTrainer trainer;
   for (TextPiece piece; data.next(piece);) trainer.read(piece.bytes);
   ProgressBar bar(show_progress);
@@ -62,7 +62,7 @@ std::string train_byte_bpe(Text& data, int64_t vocabulary, bool show_progress, i
 /// there is none, after a character.
 class Lines {
  public:
-  explicit Lines(Text& data) : data_(data) {}
+  explicit Lines(TrainingText& data) : data_(data) {}
   bool next(std::string& line) {
     while (at_ == held_.size()) {
       TextPiece piece;
@@ -85,13 +85,13 @@ class Lines {
 
  private:
   static constexpr size_t kMost = 4192;  // spm_train's default
-  Text& data_;
+  TrainingText& data_;
   std::string held_;
   size_t at_ = 0;
 };
 
 /// tokenizer.model, by SentencePiece's own trainer. Text is kept as it is, and what has no piece becomes bytes.
-std::string train_pieces(Text& data, const std::string& type, int64_t vocabulary) {
+std::string train_pieces(TrainingText& data, const std::string& type, int64_t vocabulary) {
   Lines lines(data);
   const auto train = reinterpret_cast<TrainPieceModel>(piece_function(kTrainPieceModel));
   std::string model;
@@ -109,7 +109,7 @@ std::string train_pieces(Text& data, const std::string& type, int64_t vocabulary
   return model;
 }
 
-int run(const std::vector<std::string>& args) {
+int run_train_tokenizer(const std::vector<std::string>& args) {
   CLI::App app("learns a vocabulary from text, for lineal train --tokenizer NAME --tokenizer-file", "train-tokenizer");
   std::vector<std::string> data;
   std::string out, type = "byte_bpe", field = "text";
@@ -140,7 +140,7 @@ int run(const std::vector<std::string>& args) {
   }
   if (fs::exists(file, error)) fail("train-tokenizer: ", file.string(), " exists, expected a new --out");
 
-  Text text(data, field, !json);
+  TrainingText text(data, field, !json);
   int64_t tokens = vocabulary;
   write_atomic(file, byte_bpe ? train_byte_bpe(text, vocabulary, !json, tokens) : train_pieces(text, type, vocabulary));
   if (json) {
@@ -156,7 +156,9 @@ int run(const std::vector<std::string>& args) {
 }  // namespace
 
 extern const CommandSpec train_tokenizer_spec;
-const CommandSpec train_tokenizer_spec = {
-    .name = "train-tokenizer", .help = "learn a vocabulary from text", .run = run, .less_memory = "less text"};
+const CommandSpec train_tokenizer_spec = {.name = "train-tokenizer",
+                                          .help = "learn a vocabulary from text",
+                                          .run = run_train_tokenizer,
+                                          .less_memory = "less text"};
 
 }  // namespace lineal

@@ -20,7 +20,7 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "safetensors files are little-endian");
 
-using Json = nlohmann::json;  // sorted: the ordered one is quadratic in the number of tensors
+using SortedJson = nlohmann::json;  // sorted: the ordered one is quadratic in the number of tensors
 
 constexpr size_t kMostHeader = 100'000'000;  // the public loader's bound
 constexpr int kMostDepth = 8;
@@ -42,8 +42,8 @@ std::string type_names() {
 }
 
 /// `value` on one line of bounded length, whatever a file holds.
-std::string shown(const Json& value) {
-  std::string line = value.dump(-1, ' ', /*ensure_ascii=*/true, Json::error_handler_t::replace);
+std::string in_ascii(const SortedJson& value) {
+  std::string line = value.dump(-1, ' ', /*ensure_ascii=*/true, SortedJson::error_handler_t::replace);
   if (line.size() > 100) line = line.substr(0, 97) + "...";
   return line;
 }
@@ -78,7 +78,7 @@ class Loader {
     for (const auto& name : order_) {
       if (name != kMetadata) spans.push_back(read_span(name, header_.at(name)));
     }
-    header_ = Json();
+    header_ = SortedJson();
     check_cover(spans);
     for (auto& span : spans) result.tensors.emplace_back(span.entry.name, tensor(span));
     return result;
@@ -91,7 +91,7 @@ class Loader {
   }
   template <class... Parts>
   [[noreturn]] void refuse_tensor(const std::string& name, const Parts&... parts) const {
-    fail(file_, ": tensor ", shown(name), ": ", parts...);
+    fail(file_, ": tensor ", in_ascii(name), ": ", parts...);
   }
 
   void parse_header() {
@@ -106,62 +106,62 @@ class Loader {
     data_size_ = static_cast<int64_t>(rest - length);
 
     std::vector<std::set<std::string>> names;  // of the objects that are open
-    const auto check = [&](int depth, Json::parse_event_t event, const Json& value) {
+    const auto check = [&](int depth, SortedJson::parse_event_t event, const SortedJson& value) {
       if (depth > kMostDepth) refuse("header nests deeper than ", kMostDepth);
-      if (event == Json::parse_event_t::object_start) names.emplace_back();
-      if (event == Json::parse_event_t::object_end) names.pop_back();
-      if (event == Json::parse_event_t::key) {
+      if (event == SortedJson::parse_event_t::object_start) names.emplace_back();
+      if (event == SortedJson::parse_event_t::object_end) names.pop_back();
+      if (event == SortedJson::parse_event_t::key) {
         const auto& name = value.get_ref<const std::string&>();
-        if (!names.back().insert(name).second) refuse("header names ", shown(name), " twice");
+        if (!names.back().insert(name).second) refuse("header names ", in_ascii(name), " twice");
         if (names.size() == 1) order_.push_back(name);
       }
       return true;
     };
     try {
-      header_ = Json::parse(begin, begin + length, check);
-    } catch (const Json::parse_error& error) {
+      header_ = SortedJson::parse(begin, begin + length, check);
+    } catch (const SortedJson::parse_error& error) {
       refuse("header is not JSON at byte ", error.byte);
-    } catch (const Json::exception&) {
+    } catch (const SortedJson::exception&) {
       refuse("header holds a number that is out of range");
     }
-    if (!header_.is_object()) refuse("header is ", shown(header_), ", expected an object");
+    if (!header_.is_object()) refuse("header is ", in_ascii(header_), ", expected an object");
   }
 
-  std::map<std::string, std::string> read_metadata(const Json& object) const {
-    if (!object.is_object()) refuse(kMetadata, " is ", shown(object), ", expected an object of strings");
+  std::map<std::string, std::string> read_metadata(const SortedJson& object) const {
+    if (!object.is_object()) refuse(kMetadata, " is ", in_ascii(object), ", expected an object of strings");
     std::map<std::string, std::string> metadata;
     for (const auto& [name, value] : object.items()) {
-      if (!value.is_string()) refuse(kMetadata, " ", shown(name), " is ", shown(value), ", expected a string");
+      if (!value.is_string()) refuse(kMetadata, " ", in_ascii(name), " is ", in_ascii(value), ", expected a string");
       metadata.emplace(name, value.get<std::string>());
     }
     return metadata;
   }
 
-  const Json& field(const std::string& name, const Json& object, const char* key) const {
+  const SortedJson& field(const std::string& name, const SortedJson& object, const char* key) const {
     const auto found = object.find(key);
     if (found == object.end()) refuse_tensor(name, "no ", key, ", expected dtype, shape and data_offsets");
     return *found;
   }
 
-  std::vector<int64_t> counts(const std::string& name, const char* key, const Json& list, size_t least,
+  std::vector<int64_t> counts(const std::string& name, const char* key, const SortedJson& list, size_t least,
                               size_t most) const {
-    const auto bad = [](const Json& value) {
+    const auto bad = [](const SortedJson& value) {
       return !value.is_number_integer() || value < 0 || value > std::numeric_limits<int64_t>::max();
     };
     if (!list.is_array() || list.size() < least || list.size() > most || std::any_of(list.begin(), list.end(), bad)) {
       const std::string length = least == most ? text(most) : text("at most ", most);
-      refuse_tensor(name, key, " is ", shown(list), ", expected a list of ", length, " integers of at least 0");
+      refuse_tensor(name, key, " is ", in_ascii(list), ", expected a list of ", length, " integers of at least 0");
     }
     return list.get<std::vector<int64_t>>();
   }
 
-  Span read_span(const std::string& name, const Json& object) const {
-    if (!object.is_object()) refuse_tensor(name, "expected an object, got ", shown(object));
+  Span read_span(const std::string& name, const SortedJson& object) const {
+    if (!object.is_object()) refuse_tensor(name, "expected an object, got ", in_ascii(object));
     if (object.size() > 3) refuse_tensor(name, "unknown field, expected only dtype, shape and data_offsets");
-    const Json& dtype = field(name, object, "dtype");
+    const SortedJson& dtype = field(name, object, "dtype");
     const auto type =
         std::find_if(std::begin(kTypes), std::end(kTypes), [&](const Type& t) { return dtype == t.name; });
-    if (type == std::end(kTypes)) refuse_tensor(name, "dtype is ", shown(dtype), ", expected one of ", type_names());
+    if (type == std::end(kTypes)) refuse_tensor(name, "dtype is ", in_ascii(dtype), ", expected one of ", type_names());
     Span span{{name, type->type, counts(name, "shape", field(name, object, "shape"), 0, kMostRank)}, 0, 0};
     const auto offsets = counts(name, "data_offsets", field(name, object, "data_offsets"), 2, 2);
     span.begin = offsets[0];
@@ -171,11 +171,11 @@ class Loader {
                     " bytes of tensors; is it complete?");
     }
     const auto bytes = padded_bytes(span.entry.shape, type->type);
-    if (!bytes) refuse_tensor(name, "shape ", shown(span.entry.shape), " overflows 64 bits");
+    if (!bytes) refuse_tensor(name, "shape ", in_ascii(span.entry.shape), " overflows 64 bits");
     const int64_t expected = empty(span.entry.shape) ? 0 : *bytes;
     if (span.end - span.begin != expected) {
       refuse_tensor(name, "data_offsets span ", span.end - span.begin, " bytes, expected ", expected, " for ",
-                    type->name, " ", shown(span.entry.shape));
+                    type->name, " ", in_ascii(span.entry.shape));
     }
     return span;
   }
@@ -224,15 +224,15 @@ class Loader {
   std::shared_ptr<MappedFile> map_;
   char* data_ = nullptr;
   int64_t data_size_ = 0;
-  Json header_;
+  SortedJson header_;
   std::vector<std::string> order_;  // names as the header gives them
 };
 
 std::string quoted(const std::string& who, const std::string& value) {
   try {
-    return Json(value).dump();
-  } catch (const Json::exception&) {
-    fail(who, ": ", shown(value), " is not UTF-8, which safetensors requires");
+    return SortedJson(value).dump();
+  } catch (const SortedJson::exception&) {
+    fail(who, ": ", in_ascii(value), " is not UTF-8, which safetensors requires");
   }
 }
 
@@ -274,16 +274,16 @@ std::string safetensors_header(const std::string& who, const std::vector<TensorE
   std::set<std::string> names = {kMetadata};
   int64_t end = 0;
   for (const auto& [name, scalar, shape] : entries) {
-    if (!names.insert(name).second) fail(who, ": tensor ", shown(name), " is given twice or reserved");
+    if (!names.insert(name).second) fail(who, ": tensor ", in_ascii(name), " is given twice or reserved");
     const auto type =
         std::find_if(std::begin(kTypes), std::end(kTypes), [&, s = scalar](const Type& t) { return t.type == s; });
     if (type == std::end(kTypes)) {
-      fail(who, ": tensor ", shown(name), " is ", c10::toString(scalar), ", expected one of ", type_names());
+      fail(who, ": tensor ", in_ascii(name), " is ", c10::toString(scalar), ", expected one of ", type_names());
     }
     const int64_t begin = end;
     end += empty(shape) ? 0 : padded_bytes(shape, scalar).value();
     json += text(json.size() == 1 ? "" : ",", quoted(who, name), ":{\"dtype\":\"", type->name,
-                 "\",\"shape\":", Json(shape).dump(), ",\"data_offsets\":[", begin, ",", end, "]}");
+                 "\",\"shape\":", SortedJson(shape).dump(), ",\"data_offsets\":[", begin, ",", end, "]}");
   }
   json += "}";
   json.resize((json.size() + 7) / 8 * 8, ' ');
@@ -303,9 +303,9 @@ void save_safetensors(const std::filesystem::path& path, const std::vector<std::
   const std::string who = "cannot write " + path.string();
   std::vector<TensorEntry> entries;
   for (const auto& [name, tensor] : tensors) {
-    if (!tensor.defined()) fail(who, ": tensor ", shown(name), " is undefined");
+    if (!tensor.defined()) fail(who, ": tensor ", in_ascii(name), " is undefined");
     if (tensor.layout() != at::kStrided)
-      fail(who, ": tensor ", shown(name), " is ", tensor.layout(), ", expected dense");
+      fail(who, ": tensor ", in_ascii(name), " is ", tensor.layout(), ", expected dense");
     entries.push_back({name, tensor.scalar_type(), tensor.sizes().vec()});
   }
   const std::string header = safetensors_header(who, entries, metadata);

@@ -8,7 +8,7 @@
 namespace lineal {
 namespace {
 
-constexpr size_t kBlock = 1 << 16;
+constexpr size_t kTextBlock = 1 << 16;
 constexpr size_t kLongest = size_t{1} << 30;
 constexpr size_t kShown = 60;
 
@@ -91,14 +91,14 @@ bool FastaReader::read_line() {
     used_ = until;
     if (end != block_.npos) break;
     if (line_.size() > kLongest) refuse(number_, text("the line is longer than ", kLongest, " bytes"));
-    block_.resize(kBlock);
+    block_.resize(kTextBlock);
     block_.resize(bytes_.read(block_.data(), block_.size()));
     used_ = 0;
     if (block_.empty()) return !line_.empty();
   }
   const bool cr = block_[used_++] == '\r';
   if (cr && used_ == block_.size()) {
-    block_.resize(kBlock);
+    block_.resize(kTextBlock);
     block_.resize(bytes_.read(block_.data(), block_.size()));
     used_ = 0;
   }

@@ -10,13 +10,13 @@
 namespace lineal {
 namespace {
 
-constexpr size_t kBlock = 1 << 16;
+constexpr size_t kGzipBlock = 1 << 16;
 constexpr int kGzipOnly = 16;  // added to the window bits
 
 class GzipBytes : public ByteStream {
  public:
   GzipBytes(std::unique_ptr<ByteStream> file, const std::string& name)
-      : file_(std::move(file)), name_(name), block_(kBlock) {
+      : file_(std::move(file)), name_(name), block_(kGzipBlock) {
     if (inflateInit2(&zlib_, MAX_WBITS + kGzipOnly) != Z_OK) fail(name_, ": zlib: out of memory");
   }
   ~GzipBytes() override { inflateEnd(&zlib_); }

@@ -14,7 +14,7 @@ class Pixels : public Tokenizer {
   int64_t vocab_size() const override { return kPad + 1; }
   SpecialTokens special() const override { return {.begin = kBegin, .mask = kMask, .pad = kPad}; }
   Format format() const override { return Format::images; }
-  Measure measure() const override { return Measure::bits_per_dimension; }
+  Metric metric() const override { return Metric::bits_per_dimension; }
 
   std::vector<int64_t> encode(std::string_view bytes) const override {
     std::vector<int64_t> ids;

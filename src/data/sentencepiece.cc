@@ -29,7 +29,7 @@ class SentencePiece : public Tokenizer {
 
   int64_t vocab_size() const override { return model_->size(); }
   SpecialTokens special() const override { return special_; }
-  Measure measure() const override { return Measure::word_perplexity; }
+  Metric metric() const override { return Metric::word_perplexity; }
   std::string identity() const override { return text(bytes_.size(), '-', hash_bytes(bytes_)); }
   void save(const std::filesystem::path& dir) const override { write_atomic(dir / kFile, bytes_); }
 

@@ -11,7 +11,7 @@
 namespace lineal {
 namespace {
 
-using Json = nlohmann::json;
+using SortedJson = nlohmann::json;
 
 constexpr size_t kPiece = 1 << 18;
 constexpr size_t kLongestLine = size_t{1} << 30;
@@ -30,7 +30,7 @@ size_t cut(std::string_view text) {
   return kPiece;  // not UTF-8
 }
 
-std::string field_names(const Json& object) {
+std::string field_names(const SortedJson& object) {
   std::string names;
   for (const auto& [name, value] : object.items()) {
     names += text(names.empty() ? "" : ", ", name.substr(0, 40));
@@ -128,7 +128,7 @@ class TextReader::Stream {
     std::string line;
     while (read_line(line)) {
       if (line.find_first_not_of(" \t\r\n") == line.npos) continue;
-      const Json object = Json::parse(line, nullptr, /*allow_exceptions=*/false);
+      const SortedJson object = SortedJson::parse(line, nullptr, /*allow_exceptions=*/false);
       if (object.is_discarded()) refuse_line("it is not JSON");
       if (!object.is_object()) refuse_line("it is ", object.type_name(), ", expected an object");
       const auto field = object.find(options_.text_field);

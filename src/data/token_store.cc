@@ -19,7 +19,7 @@ namespace fs = std::filesystem;
 // The cache file: tokens [N], padding [0 to 7], ends [documents], hashes [documents]. Padding keeps the last two
 // aligned, or loading would copy them.
 constexpr const char* kVersion = "lineal tokens 2";
-constexpr int64_t kBlock = 1 << 20;
+constexpr int64_t kStoreBlock = 1 << 20;
 
 std::string hex(uint64_t value) {
   std::string digits(16, '0');
@@ -93,11 +93,11 @@ Documents tokenize(const std::vector<Source>& sources, const Tokenizer& tokenize
     for (const int64_t id : tokenizer.encode(piece.bytes)) add(id);
     int64_t& hash = documents.hashes.back();
     hash = static_cast<int64_t>(hash_bytes(piece.bytes, static_cast<uint64_t>(hash)));
-    if (static_cast<int64_t>(block.size()) >= kBlock) {
+    if (static_cast<int64_t>(block.size()) >= kStoreBlock) {
       sink(block);
       block.clear();
     }
-    if (options.progress && reader.bytes_read() - reported >= kBlock) {
+    if (options.progress && reader.bytes_read() - reported >= kStoreBlock) {
       reported = reader.bytes_read();
       options.progress(reported, total);
     }

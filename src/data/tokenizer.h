@@ -21,7 +21,7 @@ struct SpecialTokens {
 };
 
 /// In what unit a loss per token is compared with that of other tokenizers.
-enum class Measure { bits_per_byte, bits_per_dimension, word_perplexity };
+enum class Metric { bits_per_byte, bits_per_dimension, word_perplexity };
 
 class Tokenizer {
  public:
@@ -35,7 +35,7 @@ class Tokenizer {
   virtual SpecialTokens special() const { return {}; }
   /// What it reads where a file's name does not tell.
   virtual Format format() const { return Format::text; }
-  virtual Measure measure() const { return Measure::bits_per_byte; }
+  virtual Metric metric() const { return Metric::bits_per_byte; }
   /// Changes with the file it was made from; "" without one.
   virtual std::string identity() const { return ""; }
   /// Writes that file into a model directory, as TokenizerSpec::file.

@@ -11,7 +11,7 @@ namespace lineal {
 namespace {
 
 namespace fs = std::filesystem;
-using Json = nlohmann::json;  // sorted: the ordered one is quadratic in the number of names
+using SortedJson = nlohmann::json;  // sorted: the ordered one is quadratic in the number of names
 
 constexpr size_t kMostDepth = 32;
 constexpr size_t kMostSteps = 64;   // normalizers, pre-tokenizers, decoders
@@ -35,8 +35,8 @@ constexpr const char* kPunctuation =
     "]]";
 
 /// `value` on one line of bounded length, whatever a file holds.
-std::string shown(const Json& value) {
-  if (value.is_string()) return lineal::shown(value.get_ref<const std::string&>());
+std::string shown_value(const SortedJson& value) {
+  if (value.is_string()) return shown(value.get_ref<const std::string&>());
   return value.is_object() ? "an object" : value.is_array() ? "an array" : value.dump();
 }
 
@@ -52,14 +52,14 @@ std::pair<std::string, std::string> split_merge(const std::string& line, size_t 
 bool is_version(const std::string& line) { return line.starts_with("#version"); }
 
 /// Builds what a file holds, but for a vocabulary and merges, which go into a BpeModel at once.
-class Reader : public nlohmann::json_sax<Json> {
+class Reader : public nlohmann::json_sax<SortedJson> {
  public:
   /// `vocabulary`: the whole file is one, else "model" holds it.
   Reader(const std::string& who, BpeModel& model, bool vocabulary)
       : who_(who), model_(model), whole_vocabulary_(vocabulary) {}
 
-  Json read(std::string_view bytes) {
-    Json::sax_parse(bytes.begin(), bytes.end(), this);
+  SortedJson read(std::string_view bytes) {
+    SortedJson::sax_parse(bytes.begin(), bytes.end(), this);
     return std::move(root_);
   }
 
@@ -77,7 +77,7 @@ class Reader : public nlohmann::json_sax<Json> {
       state_ = State::vocabulary;
       return true;
     }
-    return open(Json::object());
+    return open(SortedJson::object());
   }
   bool key(string_t& name) override {
     key_ = std::move(name);
@@ -95,7 +95,7 @@ class Reader : public nlohmann::json_sax<Json> {
       state_ = State::merges;
       return true;
     }
-    return open(Json::array());
+    return open(SortedJson::array());
   }
   bool end_array() override {
     if (state_ != State::pair) return close();
@@ -128,13 +128,13 @@ class Reader : public nlohmann::json_sax<Json> {
       add(std::forward<T>(found));
       return true;
     }
-    Json json = std::forward<T>(found);
+    SortedJson json = std::forward<T>(found);
     if (state_ == State::vocabulary) {
       const bool small = json.is_number_unsigned() && json.template get<uint64_t>() <= uint64_t{kMostInteger};
-      if (!small) refuse_item(shown(json));
+      if (!small) refuse_item(shown_value(json));
       model_.vocabulary.emplace_back(std::move(key_), json.template get<int64_t>());
     } else {
-      if (!json.is_string() || pair_.size() > 2) refuse_item(shown(json));
+      if (!json.is_string() || pair_.size() > 2) refuse_item(shown_value(json));
       auto& line = json.template get_ref<std::string&>();
       if (state_ == State::pair) {
         pair_.push_back(std::move(line));
@@ -145,14 +145,14 @@ class Reader : public nlohmann::json_sax<Json> {
     return true;
   }
 
-  Json& add(Json found) {
+  SortedJson& add(SortedJson found) {
     if (open_.empty()) return root_ = std::move(found);
-    Json& parent = *open_.back();
+    SortedJson& parent = *open_.back();
     if (parent.is_object()) return parent[key_] = std::move(found);
     parent.push_back(std::move(found));
     return parent.back();
   }
-  bool open(Json found) {
+  bool open(SortedJson found) {
     if (open_.size() >= kMostDepth) fail(who_, ": nests deeper than ", kMostDepth);
     if (open_.size() == 1) path_ = open_[0]->is_object() ? key_ : "";
     open_.push_back(&add(std::move(found)));
@@ -168,27 +168,27 @@ class Reader : public nlohmann::json_sax<Json> {
   BpeModel& model_;
   bool whole_vocabulary_;
   State state_ = State::plain;
-  Json root_;
-  std::vector<Json*> open_;  // arrays and objects that have not ended
-  std::string key_, path_;   // path_: the name of the outermost object's member that is open
+  SortedJson root_;
+  std::vector<SortedJson*> open_;  // arrays and objects that have not ended
+  std::string key_, path_;         // path_: the name of the outermost object's member that is open
   std::vector<std::string> pair_;
 };
 
 /// A part of the file and the way to it, for errors.
 class Node {
  public:
-  Node(const Json& json, std::string who, std::string path)
+  Node(const SortedJson& json, std::string who, std::string path)
       : json_(json), who_(std::move(who)), path_(std::move(path)) {}
 
   bool is_null() const { return json_.is_null(); }
   const std::string& who() const { return who_; }
   std::string where() const { return path_.empty() ? who_ : who_ + ": " + path_; }
   [[noreturn]] void refuse(const std::string& expected) const {
-    fail(who_, ": ", path_.empty() ? "the file" : path_, " is ", shown(json_), ", expected ", expected);
+    fail(who_, ": ", path_.empty() ? "the file" : path_, " is ", shown_value(json_), ", expected ", expected);
   }
 
   Node at(const std::string& name) const {
-    static const Json null;
+    static const SortedJson null;
     if (!json_.is_object()) refuse("an object");
     const auto found = json_.find(name);
     return {found == json_.end() ? null : *found, who_, path_.empty() ? name : path_ + "." + name};
@@ -196,7 +196,7 @@ class Node {
   std::vector<Node> items() const {
     if (!json_.is_array()) refuse("an array");
     std::vector<Node> list;
-    for (const Json& item : json_) list.emplace_back(item, who_, text(path_, "[", list.size(), "]"));
+    for (const SortedJson& item : json_) list.emplace_back(item, who_, text(path_, "[", list.size(), "]"));
     return list;
   }
   std::vector<std::pair<std::string, Node>> members() const {
@@ -230,7 +230,7 @@ class Node {
   }
 
  private:
-  const Json& json_;
+  const SortedJson& json_;
   std::string who_, path_;
 };
 
@@ -434,7 +434,7 @@ void read_model(const Node& node, BpeModel& model) {
   }
 }
 
-Json read_json(const fs::path& file) {
+SortedJson read_json(const fs::path& file) {
   BpeModel unused;
   const std::string who = file.string();
   return Reader(who, unused, false).read(read_file(file));
@@ -454,7 +454,7 @@ std::string TokenDecoder::bytes(const std::string& token) const {
     for (size_t at = 0; (at = result.find(from, at)) != result.npos; at += to.size()) {
       result.replace(at, from.size(), to);
       if (result.size() > kMostGrowth * token.size())
-        fail("decoder: token ", lineal::shown(token), " grows to ", result.size(), " bytes");
+        fail("decoder: token ", shown(token), " grows to ", result.size(), " bytes");
     }
   }
   return result;
@@ -462,7 +462,7 @@ std::string TokenDecoder::bytes(const std::string& token) const {
 
 TokenizerParts read_tokenizer_json(std::string_view bytes, const std::string& who) {
   TokenizerParts parts;
-  const Json json = Reader(who, parts.model, false).read(bytes);
+  const SortedJson json = Reader(who, parts.model, false).read(bytes);
   const Node root(json, who, "");
   if (root.at("model").is_null()) fail(who, ": has no model, expected a tokenizer.json of the tokenizers library");
   read_model(root.at("model"), parts.model);
@@ -500,7 +500,7 @@ TokenizerParts read_vocab_and_merges(const fs::path& folder) {
   const fs::path config = folder / "tokenizer_config.json", more = folder / "added_tokens.json";
   bool prefix = false, qwen2 = false;
   if (fs::exists(config)) {
-    const Json json = read_json(config);
+    const SortedJson json = read_json(config);
     const Node root(json, config.string(), "");
     prefix = root.at("add_prefix_space").flag(false);
     qwen2 = root.at("tokenizer_class").name().starts_with("Qwen2");
@@ -518,10 +518,10 @@ TokenizerParts read_vocab_and_merges(const fs::path& folder) {
     BpeModel added;
     const std::string who = more.string();
     Reader(who, added, true).read(read_file(more));
-    for (const auto& [content, id] : added.vocabulary) {
-      const auto same = [&](const AddedToken& token) { return token.content == content; };
+    for (const auto& entry : added.vocabulary) {
+      const auto same = [&](const AddedToken& token) { return token.content == entry.first; };
       if (std::any_of(parts.added.begin(), parts.added.end(), same)) continue;
-      parts.added.push_back({.content = content, .id = id});
+      parts.added.push_back({.content = entry.first, .id = entry.second});
     }
   }
   PreTokenizer words = byte_level(prefix, !qwen2);
@@ -536,7 +536,7 @@ TokenizerParts read_vocab_and_merges(const fs::path& folder) {
 std::vector<std::pair<std::string, std::string>> read_names(const fs::path& file) {
   std::vector<std::pair<std::string, std::string>> names;
   if (!fs::exists(file)) return names;
-  const Json json = read_json(file);
+  const SortedJson json = read_json(file);
   for (const auto& [name, value] : Node(json, file.string(), "").members()) names.emplace_back(name, value.name());
   return names;
 }

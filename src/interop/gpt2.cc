@@ -43,7 +43,7 @@ struct GPT2Config : PublishedConfig {
   }
 };
 
-LanguageModelConfig read(const Json& json, const std::string& who) {
+LanguageModelConfig read_gpt2(const Json& json, const std::string& who) {
   GPT2Config published;
   published.read_known(json, who);
   if (published.add_cross_attention) fail(who, ": add_cross_attention is true, expected a decoder without an encoder");
@@ -79,7 +79,7 @@ LanguageModelConfig read(const Json& json, const std::string& who) {
   return config;
 }
 
-Json write(const LanguageModelConfig& config) {
+Json write_gpt2(const LanguageModelConfig& config) {
   const Json options = all_options(config.layers[0]);
   Json json = {{"architectures", {"GPT2LMHeadModel"}},
                {"model_type", "gpt2"},
@@ -107,8 +107,8 @@ extern const FamilySpec gpt2_family_spec;
 const FamilySpec gpt2_family_spec = {
     .name = "gpt2",
     .help = "GPT-2 (2019)",
-    .read = read,
-    .write = write,
+    .read = read_gpt2,
+    .write = write_gpt2,
     .rules = {
         .prefix = "transformer.",
         .rules = {{"transformer.wte.weight", {"model.embed_tokens.weight"}},

@@ -41,7 +41,7 @@ struct NeoXConfig : PublishedConfig {
   }
 };
 
-LanguageModelConfig read(const Json& json, const std::string& who) {
+LanguageModelConfig read_neox(const Json& json, const std::string& who) {
   NeoXConfig published;
   published.read_known(json, who);
   const int64_t D = published.hidden_size, H = published.num_attention_heads;
@@ -67,7 +67,7 @@ LanguageModelConfig read(const Json& json, const std::string& who) {
   return config;
 }
 
-Json write(const LanguageModelConfig& config) {
+Json write_neox(const LanguageModelConfig& config) {
   const Json options = all_options(config.layers[0]);
   Json json = {{"architectures", {"GPTNeoXForCausalLM"}},
                {"model_type", "gpt_neox"},
@@ -94,8 +94,8 @@ extern const FamilySpec gpt_neox_family_spec;
 const FamilySpec gpt_neox_family_spec = {
     .name = "gpt_neox",
     .help = "GPT-NeoX and Pythia (2022)",
-    .read = read,
-    .write = write,
+    .read = read_neox,
+    .write = write_neox,
     .rules = {
         .prefix = "gpt_neox.",
         .rules = {{"gpt_neox.embed_in.weight", {"model.embed_tokens.weight"}},

@@ -27,7 +27,7 @@ struct RwkvConfig : PublishedConfig {
   }
 };
 
-LanguageModelConfig read(const Json& json, const std::string& who) {
+LanguageModelConfig read_rwkv(const Json& json, const std::string& who) {
   RwkvConfig published;
   published.read_known(json, who);
   const int64_t D = published.hidden_size, A = whole_or(json, "attention_hidden_size", D, who);
@@ -51,7 +51,7 @@ LanguageModelConfig read(const Json& json, const std::string& who) {
   return config;
 }
 
-Json write(const LanguageModelConfig& config) {
+Json write_rwkv(const LanguageModelConfig& config) {
   const int64_t own = all_options(config.layers[0]).value("attention_hidden_size", 0);
   return {{"architectures", {"RwkvForCausalLM"}},
           {"model_type", "rwkv"},
@@ -101,6 +101,6 @@ NameRules rules() {
 
 extern const FamilySpec rwkv_family_spec;
 const FamilySpec rwkv_family_spec = {
-    .name = "rwkv", .help = "RWKV-4 (2023)", .read = read, .write = write, .rules = rules()};
+    .name = "rwkv", .help = "RWKV-4 (2023)", .read = read_rwkv, .write = write_rwkv, .rules = rules()};
 
 }  // namespace lineal

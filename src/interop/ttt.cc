@@ -49,7 +49,7 @@ struct TTTModelConfig : PublishedConfig {
   }
 };
 
-LanguageModelConfig read(const Json& json, const std::string& who) {
+LanguageModelConfig read_ttt(const Json& json, const std::string& who) {
   TTTModelConfig published;
   published.read_known(json, who);
   LanguageModelConfig config;
@@ -75,7 +75,7 @@ LanguageModelConfig read(const Json& json, const std::string& who) {
   return config;
 }
 
-Json write(const LanguageModelConfig& config) {
+Json write_ttt(const LanguageModelConfig& config) {
   const Layer& layer = config.layers[0];
   Json json = {{"architectures", {"TTTForCausalLM"}},
                {"model_type", "ttt"},
@@ -103,8 +103,8 @@ Json write(const LanguageModelConfig& config) {
 extern const FamilySpec ttt_family_spec;
 const FamilySpec ttt_family_spec = {.name = "ttt",
                                     .help = "TTT-Linear and TTT-MLP language models as published (arXiv 2407.04620)",
-                                    .read = read,
-                                    .write = write,
+                                    .read = read_ttt,
+                                    .write = write_ttt,
                                     .rules = {}};
 
 }  // namespace lineal

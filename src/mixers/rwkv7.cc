@@ -30,7 +30,7 @@
 namespace lineal {
 namespace {
 
-constexpr double kLengthEps = 1e-12;
+constexpr double kUnitEps = 1e-12;
 constexpr double kNormEps = 64e-5;
 
 Dims check(const RankOneInput& in) {
@@ -168,7 +168,7 @@ class RWKV7 : public Mixer {
       const FullPrecision guard(x);
       const auto per_head = [&](const Tensor& p) { return p.view({H_, K_}); };
       const Tensor removed = k * per_head(k_k_);
-      const Tensor kappa = removed * (removed.square().sum(3, /*keepdim=*/true) + kLengthEps).rsqrt();
+      const Tensor kappa = removed * (removed.square().sum(3, /*keepdim=*/true) + kUnitEps).rsqrt();
       const Tensor added = k * (1 + (eta - 1) * per_head(k_a_));
       const auto out = rank_one_chunked({.q = r,
                                          .k = added,

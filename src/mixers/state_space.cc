@@ -9,7 +9,7 @@
 namespace lineal {
 namespace {
 
-constexpr int64_t kBlock = 64;  // up to which a matrix product is faster than Fourier transforms
+constexpr int64_t kMatrixTokens = 64;  // up to which a matrix product is faster than Fourier transforms
 
 /// A call's tokens in pieces of L that cross no start of a document; the last of each document may be shorter.
 class Cut {
@@ -143,7 +143,7 @@ Tensor diagonal_powers(const Tensor& log_dA, int64_t L, at::ScalarType type) {
 }
 
 Tensor causal_convolution(const Tensor& K, const Tensor& u) {
-  const int64_t D = u.size(0), M = u.size(1), T = u.size(2), block = std::min(kBlock, T);
+  const int64_t D = u.size(0), M = u.size(1), T = u.size(2), block = std::min(kMatrixTokens, T);
   int64_t L = block;
   while (L < T) L *= 2;
   const Tensor k = at::constant_pad_nd(K, {0, L - T}), x = at::constant_pad_nd(u, {0, L - T}).reshape({D, -1, block});
