@@ -159,10 +159,7 @@ constexpr int64_t kVqBlock = 128;
 Prepared prepare_vq(const Sizes& n) {
   Prepared result;
   const double scale = std::pow(static_cast<double>(n.K), -0.25);
-  const Tensor k = random(result.leaves, {n.B, n.T, n.H, n.K}, scale);
   kernels::VqInput in;
-  for (Tensor* x : {&in.q, &in.p}) *x = random(result.leaves, {n.B, n.T, n.H, n.K}, scale);
-  in.v = random(result.leaves, {n.B, n.T, n.H, n.K});
   in.r = random(result.leaves, {n.window + 1, n.H, n.K}, scale);
   in.codebook = at::randn({n.H, n.codes, n.K}) * scale;
   in.block = kVqBlock;
@@ -172,6 +169,19 @@ Prepared prepare_vq(const Sizes& n) {
   in.past_code = at::full({n.B, W, n.H}, n.codes, at::kLong);
   in.count = at::zeros({n.B, n.H, n.codes}, at::kLong);
   in.mean = at::zeros({n.B, n.H, n.codes, n.K});
+  if (n.read > 0) {
+    at::NoGradGuard no_grad;
+    for (Tensor* x : {&in.q, &in.p, &in.v}) *x = at::randn({n.B, n.read, n.H, n.K}) * scale;
+    in.code = at::randint(n.codes, {n.B, n.read, n.H});
+    in.k = codewords(in.codebook, in.code);
+    const kernels::VqOutput after = vq_attention(in);
+    in.past_k = after.past_k, in.past_v = after.past_v, in.past_code = after.past_code;
+    in.count = after.count, in.mean = after.mean;
+    in.position.fill_(n.read);
+  }
+  const Tensor k = random(result.leaves, {n.B, n.T, n.H, n.K}, scale);
+  for (Tensor* x : {&in.q, &in.p}) *x = random(result.leaves, {n.B, n.T, n.H, n.K}, scale);
+  in.v = random(result.leaves, {n.B, n.T, n.H, n.K});
   result.o = [=]() mutable {
     in.code = nearest_code(k.detach(), in.codebook);
     in.k = codewords(in.codebook, in.code) + (k - k.detach());
@@ -181,7 +191,10 @@ Prepared prepare_vq(const Sizes& n) {
 }
 
 /// Tokens that one sees one by one, of T: all before it at most, and half of its block.
-double seen(const Sizes& n) { return std::min(0.5 * (n.T + 1), n.window + 0.5 * (kVqBlock + 1)); }
+double seen(const Sizes& n) {
+  return std::min(static_cast<double>(n.read) + 0.5 * static_cast<double>(n.T + 1),
+                  static_cast<double>(n.window) + 0.5 * (kVqBlock + 1));
+}
 
 double per_head(const Sizes& n, double count) { return static_cast<double>(n.H) * count; }
 

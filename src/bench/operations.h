@@ -14,6 +14,7 @@ struct OperationSizes {
   static constexpr int64_t N = 16;          // state of a scan's channel; it has H K channels
   static constexpr int64_t M = 256;         // random features
   int64_t window = 512, codes = 512;        // of attention over quantised keys, in blocks of 128 tokens
+  int64_t read = 0;                         // tokens that it has read before
   int64_t sessions = 64;                    // that step at once
   int64_t pool = 0;  // rows of the state that they are chosen of; 0: none, the calls begin with a state of their own
 };

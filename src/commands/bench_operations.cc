@@ -80,6 +80,10 @@ int run_bench_operations(const std::vector<std::string>& args) {
   size("--sessions", sizes.sessions, "sessions that step together, one token each");
   size("--window", sizes.window, "tokens that vq_attention sees one by one; of --length: quadratic attention");
   size("--codes", sizes.codes, "codewords of vq_attention");
+  app.add_option("--read", sizes.read,
+                 "tokens that vq_attention has read before: the first ones see few, and take less")
+      ->check(CLI::Range(0, 1 << 24))
+      ->capture_default_str();
   add_seconds(app, seconds);
   app.add_flag("--json", json, "for scripts");
   add_compute(app);
