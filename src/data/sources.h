@@ -38,7 +38,8 @@ struct TextOptions {
 };
 
 /// A piece of a document. A long document comes in pieces of at most 256 KiB that end after a line if they can, else
-/// before a space, else between UTF-8 characters; where they end depends on the text alone.
+/// before a space, between two that are no blanks if they can, else between UTF-8 characters; where they end depends on
+/// the text alone.
 struct TextPiece {
   std::string_view bytes;  // valid until the next call; never empty
   bool starts_document = false;

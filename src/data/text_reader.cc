@@ -19,10 +19,18 @@ constexpr size_t kLongestLine = size_t{1} << 30;
 /// Where to end a piece of `text`, which is longer than kPiece.
 size_t cut(std::string_view text) {
   const std::string_view window = text.substr(0, kPiece);
-  const size_t line = window.rfind('\n');
-  if (line != window.npos && line >= kPiece / 2) return line + 1;
-  const size_t space = window.rfind(' ');
-  if (space != window.npos && space >= kPiece / 2) return space;
+  const auto blank = [&](size_t at) { return text[at] == ' ' || (text[at] >= '\t' && text[at] <= '\r'); };
+  // The last `c` in the window's later half; a lone one, between letters, before any other: there every tokenizer of
+  // words begins a new one, while runs of blanks are words themselves.
+  const auto last = [&](char c) {
+    const size_t any = window.rfind(c);
+    for (size_t at = any; at != window.npos && at >= kPiece / 2; at = window.rfind(c, at - 1)) {
+      if (!blank(at - 1) && !blank(at + 1)) return at;
+    }
+    return any != window.npos && any >= kPiece / 2 ? any : window.npos;
+  };
+  if (const size_t line = last('\n'); line != window.npos) return line + 1;
+  if (const size_t space = last(' '); space != window.npos) return space;
   const auto continues = [&](size_t at) { return (static_cast<unsigned char>(text[at]) & 0xC0) == 0x80; };
   for (size_t end = kPiece; end > kPiece - 4; --end) {
     if (!continues(end)) return end;

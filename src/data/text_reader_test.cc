@@ -84,8 +84,15 @@ TEST(TextReader, PiecesEndWhereTheTextLetsThem) {
   text[kPiece - 10] = '\n';
   text[kPiece - 5] = ' ';
   EXPECT_EQ(pieces(text), Sizes({kPiece - 9, kPiece, 9}));
-  text[kPiece - 10] = 'x';
+  text[kPiece - 9] = '\n';  // an empty line
+  EXPECT_EQ(pieces(text), Sizes({kPiece - 8, kPiece, 8}));
+  text[kPiece - 20] = '\n';
+  EXPECT_EQ(pieces(text), Sizes({kPiece - 19, kPiece, 19}));
+  text[kPiece - 20] = text[kPiece - 10] = text[kPiece - 9] = 'x';
   EXPECT_EQ(pieces(text), Sizes({kPiece - 5, kPiece, 5}));
+  text[kPiece - 4] = text[kPiece - 15] = ' ';
+  EXPECT_EQ(pieces(text), Sizes({kPiece - 15, kPiece, 15}));
+  text[kPiece - 4] = text[kPiece - 15] = 'x';
   text = full + full;
   text[10] = '\n';  // too early: the piece would be short
   text[20] = ' ';
