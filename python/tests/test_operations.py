@@ -102,6 +102,54 @@ class OperationsTest(unittest.TestCase):
         with self.assertRaisesRegex(lineal.Error, "asks for a gradient and has none"):
             operator(*arguments, **keywords)
 
+    def refused(self, name, expected, **changed):
+        """The call of the case with some arguments changed, each by a function, is an Error."""
+        operator, arguments, keywords = operations.of(name)
+        given = {a.name: x for a, x in zip(operator._schema.arguments, arguments)} | keywords
+        given |= {key: change(given[key]) for key, change in changed.items()}
+        positional = [a.name for a in operator._schema.arguments if not a.kwarg_only]
+        with self.subTest(name, expected=expected):
+            with self.assertRaisesRegex(lineal.Error, f"^(lineal::)?{name}: .*{expected}"):
+                operator(*[given[key] for key in positional],
+                         **{key: x for key, x in given.items() if key not in positional})
+
+    def test_arguments_that_do_not_fit_are_refused(self):
+        shorter = lambda x: x.detach()[:-1]
+        narrower = lambda x: x.detach()[..., :-1]
+        first = lambda change: lambda list: [change(list[0]), *list[1:]]
+        number = lambda value: lambda x: torch.full_like(x, value)
+        for name in ("ttt_linear", "ttt_mlp"):
+            self.refused(name, "initial weight 0", initial=first(shorter))
+            self.refused(name, "initial weight 0", initial=first(narrower))
+            self.refused(name, "tensors, expected", initial=lambda x: x[:-1])
+            self.refused(name, "tensors, expected", **{key: lambda x: x + x[:1] for key in ("initial", "W", "D")})
+            self.refused(name, "gamma is", gamma=narrower)
+            self.refused(name, "beta is", beta=shorter)
+            self.refused(name, "beta is undefined", beta=lambda x: None)
+            self.refused(name, "position is", position=shorter)
+            self.refused(name, "position has -1", position=number(-1))
+            self.refused(name, "position is Int", position=lambda x: x.int())
+            self.refused(name, "starts is", starts=narrower)
+            self.refused(name, "starts is Float", starts=lambda x: x.float())
+            self.refused(name, "to be 0", scale=lambda x: x.detach()[:0])
+        self.refused("rope", "place has 9, expected 0 to 8", place=number(9))
+        self.refused("rope", "place has -1", place=number(-1))
+        self.refused("rope", "even", x=narrower, c=narrower, s=narrower)
+        self.refused("token_loss", "no fused kernel", head=lambda x: x.detach()[:0])
+        self.refused("vq_attention", "block 0", block=lambda x: 0)
+        self.refused("vq_attention", "distance", r=lambda x: x.detach()[:0])
+        self.refused("vq_attention", "position has -1", position=number(-1))
+        self.refused("vq_attention", "code 6", code=number(6))
+        self.refused("vq_attention", "code -1", past_code=number(-1))
+        for name in ("feature_attention", "feature_attention_in_documents"):
+            self.refused(name, "at least one feature", projection=lambda x: x[:0])
+            self.refused(name, "no peak", peak=lambda x: None)
+            self.refused(name, "fresh is Long", fresh=lambda x: x.long())
+        for name in ("wkv", "linear_attention", "delta_rule", "selective_scan", "short_conv", "vq_attention",
+                     "feature_attention"):
+            self.refused(name, "starts is Byte", starts=lambda x: x.byte())
+        self.refused("wkv", "one device", v=lambda x: x.to("meta"))
+
     def test_compiled(self):
         torch.manual_seed(0)
         model = Model()

@@ -6,6 +6,7 @@
 #include <map>
 
 #include "core/dims.h"
+#include "kernels/arguments.h"
 #include "kernels/cpu/linear_recurrence.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/filled.h"
@@ -171,6 +172,7 @@ bool prepare(const char* who, const Input& in, const cpu::RecurrenceCall& call, 
     if (!(in.rows && x.is_same(in.S))) x = x.contiguous();
   }
   differentiable &= at::GradMode::is_enabled();
+  check_type(who, in.starts, at::kBool, "starts");
   check_step(who, in, in.S, call.B, call.T, differentiable);
   return differentiable;
 }
@@ -212,6 +214,7 @@ cpu::RecurrenceCall sized(const char* who, const FeatureAttentionInput& in, cpu:
   dims.check(in.k, "BTHK", "k");
   dims.check(in.v, "BTHV", "v");
   dims.check(in.projection, "MK", "projection");
+  if (dims['M'] == 0) fail(who, ": projection is ", in.projection.sizes(), ", expected at least one feature");
   dims.check(in.fresh, "B", "fresh");
   if (in.starts.defined()) dims.check(in.starts, "BT", "starts");
   cpu::FeatureCall f{.map = map, .K = dims['K'], .M = dims['M'], .epsilon = static_cast<float>(in.epsilon)};
@@ -222,10 +225,11 @@ cpu::RecurrenceCall sized(const char* who, const FeatureAttentionInput& in, cpu:
   cpu::RecurrenceCall call{.B = dims['B'], .T = dims['T'], .H = dims['H'], .K = two ? 2 * f.M : f.M, .V = dims['V']};
   const int64_t states = in.rows ? in.rows->capacity() : call.B;
   const auto expect = [&](const Tensor& x, std::vector<int64_t> shape, const char* name) {
+    if (!x.defined()) fail(who, ": no ", name, ", expected ", at::IntArrayRef(shape), " for these features");
     if (x.sizes() != shape) fail(who, ": ", name, " is ", x.sizes(), ", expected ", at::IntArrayRef(shape));
   };
   expect(in.S, {states, call.H, call.K, call.V}, "S");
-  if (f.is_softmax()) expect(in.peak, {states, call.H}, "peak");
+  if (f.is_softmax() || in.peak.defined()) expect(in.peak, {states, call.H}, "peak");
   call.decay = f.is_softmax() ? cpu::Decay::token : cpu::Decay::none;
   call.features = f;
   return call;
@@ -262,12 +266,13 @@ FeatureAttentionOutput step(cpu::RecurrenceCall& call, variable_list& inputs, co
 std::optional<FeatureAttentionOutput> fused(const char* who, bool causal, const FeatureAttentionInput& in) {
   const auto map = feature_map(in.map);
   if (!map || !has_kernel({.q = in.q, .k = in.k, .v = in.v, .S = in.S}) || in.q.scalar_type() != at::kFloat ||
-      (in.peak.defined() && in.peak.scalar_type() != at::kFloat) || in.projection.requires_grad() ||
-      (in.rows && !(causal && has_rows(in.S)))) {
+      (in.peak.defined() && !(in.peak.is_cpu() && in.peak.scalar_type() == at::kFloat)) ||
+      in.projection.requires_grad() || (in.rows && !(causal && has_rows(in.S)))) {
     return {};
   }
   cpu::RecurrenceCall call = sized(who, in, *map);
   call.causal = causal;
+  check_type(who, in.fresh, at::kBool, "fresh");
   const Tensor scaled = in.scale * in.projection.to(at::kFloat);
   const auto wide = [](const Tensor& x) {
     return at::constant_pad_nd(x, {0, cpu::padded(x.size(1)) - x.size(1)}).contiguous();

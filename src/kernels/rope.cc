@@ -3,6 +3,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "core/dims.h"
+#include "kernels/arguments.h"
 #include "kernels/cpu/rope.h"
 #include "kernels/kernels.h"
 #include "kernels/record.h"
@@ -58,7 +59,11 @@ std::optional<Tensor> fused(const RopeInput& in) {
   dims.check(in.place, "BT", "place");
   const auto type = in.x.scalar_type();
   if (!in.x.is_cpu() || (type != at::kFloat && type != at::kBFloat16) || in.x.numel() == 0) return {};
-  if (in.c.scalar_type() != at::kFloat || in.s.scalar_type() != at::kFloat) return {};
+  for (const Tensor* table : {&in.c, &in.s}) {
+    if (!table->is_cpu() || table->scalar_type() != at::kFloat) return {};
+  }
+  if (dims['K'] % 2 != 0) fail("rope: x is ", in.x.sizes(), ", expected an even last size, of pairs");
+  check_range("rope", in.place, dims['P'] - 1, "place");
   const Tensor c = in.c.contiguous(), s = in.s.contiguous(), place = in.place.contiguous();
   const bool differentiable = at::GradMode::is_enabled() && in.x.requires_grad();
   return differentiable ? Rope::apply(in.x, c, s, place, in.interleaved) : run(in.x, c, s, place, in.interleaved, 1);

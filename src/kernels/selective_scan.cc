@@ -4,6 +4,7 @@
 
 #include "core/dims.h"
 #include "core/error.h"
+#include "kernels/arguments.h"
 #include "kernels/cpu/selective_scan.h"
 #include "kernels/filled.h"
 #include "kernels/kernels.h"
@@ -148,6 +149,7 @@ std::optional<ScanOutput> fused(const ScanInput& in) {
     if (!(i == kH && in.rows)) x = per_token && x.numel() > 0 ? with_tokens(x) : x.contiguous();
   }
   differentiable &= at::GradMode::is_enabled();
+  check_type("selective_scan", in.starts, at::kBool, "starts");
   check_step("selective_scan", in, in.h, dims['B'], dims['T'], differentiable);
   const Tensor starts = in.starts.defined() ? in.starts.contiguous() : at::empty({0}, at::kBool);
   if (dims['T'] == 1 && !differentiable) return step(inputs, starts, in.softplus, in.rows);

@@ -4,6 +4,7 @@
 
 #include "core/dims.h"
 #include "core/error.h"
+#include "kernels/arguments.h"
 #include "kernels/cpu/short_conv.h"
 #include "kernels/filled.h"
 #include "kernels/kernels.h"
@@ -110,6 +111,7 @@ std::optional<ConvOutput> fused(const ConvInput& in) {
     if (!(i == kWindow && in.rows)) x = i == kX ? with_tokens(x) : x.contiguous();
   }
   differentiable &= at::GradMode::is_enabled();
+  check_type("short_conv", in.starts, at::kBool, "starts");
   check_step("short_conv", in, in.window, dims['B'], dims['T'], differentiable);
   const Tensor starts = in.starts.defined() ? in.starts.contiguous() : at::empty({0}, at::kBool);
   if (dims['T'] == 1 && !differentiable) return step(inputs, starts, in.silu, in.rows);

@@ -67,7 +67,7 @@ std::optional<Tensor> fused(const TokenLossInput& in) {
   dims.check(in.head, "ND", "head");
   dims.check(in.targets, "R", "targets");
   dims.check(in.weights, "R", "weights");
-  if (in.hidden.numel() == 0) return {};
+  if (in.hidden.numel() == 0 || in.head.numel() == 0) return {};
   const bool differentiable = at::GradMode::is_enabled() && (in.hidden.requires_grad() || in.head.requires_grad());
   return differentiable ? TokenLoss::apply(in.hidden, in.head, in.targets, in.weights) : run(in, false)[0];
 }

@@ -310,9 +310,18 @@ std::string joined(const std::set<std::string>& names) {
   return all;
 }
 
+/// Throws unless all are where the first is.
+void check_device(const c10::OperatorHandle& op, const Tensors& inputs) {
+  for (const Tensor& x : inputs) {
+    if (!x.defined() || x.device() == inputs[0].device()) continue;
+    fail(op.schema().name(), ": arguments on ", inputs[0].device(), " and on ", x.device(), ", expected one device");
+  }
+}
+
 void autograd(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
   const auto has = differentiable(op, *stack);
   const Tensors inputs = flat(*stack);
+  check_device(op, inputs);
   const bool any = std::find(has.begin(), has.end(), true) != has.end();
   bool asked = false;
   for (size_t i = 0; i < inputs.size(); ++i) {
@@ -337,6 +346,7 @@ void autograd(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* st
 }
 
 void meta(const c10::OperatorHandle& op, Stack* stack) {
+  check_device(op, flat(*stack));
   Stack results;
   for (const std::string& name : signature(op).like) {
     const IValue& value = (*stack)[static_cast<size_t>(*op.schema().argumentIndexWithName(name))];
@@ -398,6 +408,7 @@ void backward(const c10::OperatorHandle& op, Stack* stack) {
 }
 
 void backward_meta(const c10::OperatorHandle& op, Stack* stack) {
+  check_device(op, flat(*stack));
   const auto has = differentiable(op, *stack, 1);
   const Tensors inputs = flat(c10::ArrayRef<IValue>(*stack).slice(1));
   variable_list d;

@@ -3,6 +3,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "core/dims.h"
+#include "kernels/arguments.h"
 #include "kernels/cpu/ttt.h"
 #include "kernels/filled.h"
 #include "kernels/kernels.h"
@@ -191,16 +192,35 @@ void check(const cpu::TTTKernel& kernel, const TTTInput& in) {
   dims.check(in.v, "BTHK", "v");
   dims.check(in.eta, "BTH", "eta");
   dims.check(in.scale, "C", "scale");
+  dims.check(in.position, "B", "position");
+  if (in.gamma.defined() || in.beta.defined()) {
+    dims.check(in.gamma, "HK", "gamma");
+    dims.check(in.beta, "HK", "beta");
+  }
+  if (in.starts.defined()) dims.check(in.starts, "BT", "starts");
   const int64_t B = dims['B'], H = dims['H'], K = dims['K'];
+  if (in.q.numel() == 0 || dims['C'] == 0) {
+    fail(kernel.name, ": q is ", in.q.sizes(), " and scale ", in.scale.sizes(),
+         ", expected none of these sizes to be 0");
+  }
   const std::vector<int64_t> wide = kernel.layers == 1 ? std::vector<int64_t>{K, K} : std::vector<int64_t>{K, 4 * K, K};
-  const size_t each = in.W.size() > kernel.layers ? 2 : 1;
-  for (size_t i = 0; i < in.W.size(); ++i) {
+  const size_t count = in.W.size();
+  if ((count != kernel.layers && count != 2 * kernel.layers) || in.initial.size() != count || in.D.size() != count) {
+    fail(kernel.name, ": initial, W and D have ", in.initial.size(), ", ", count, " and ", in.D.size(),
+         " tensors, expected ", kernel.layers, ", or ", 2 * kernel.layers, " with biases, in each");
+  }
+  const size_t each = count / kernel.layers;
+  for (size_t i = 0; i < count; ++i) {
     const size_t layer = i / each;
-    const std::vector<int64_t> expected = {in.rows ? in.rows->capacity() : B, H, i % each == 0 ? wide[layer] : 1,
-                                           wide[layer + 1]};
+    const std::vector<int64_t> one = {H, i % each == 0 ? wide[layer] : 1, wide[layer + 1]};
+    std::vector<int64_t> expected = {in.rows ? in.rows->capacity() : B};
+    expected.insert(expected.end(), one.begin(), one.end());
     if (in.W[i].sizes() != expected || in.D[i].sizes() != expected) {
       fail(kernel.name, ": weight ", i, " is ", in.W[i].sizes(), ", its steps ", in.D[i].sizes(), ", expected ",
            at::IntArrayRef(expected));
+    }
+    if (in.initial[i].sizes() != one) {
+      fail(kernel.name, ": initial weight ", i, " is ", in.initial[i].sizes(), ", expected ", at::IntArrayRef(one));
     }
   }
 }
@@ -232,12 +252,14 @@ std::optional<TTTOutput> fused(const cpu::TTTKernel& kernel, const TTTInput& in)
   check(kernel, in);
   const auto type = in.q.scalar_type();
   if (!in.q.is_cpu() || (type != at::kFloat && type != at::kBFloat16)) return {};
+  check_at_least_0(kernel.name, in.position, "position");
+  check_type(kernel.name, in.starts, at::kBool, "starts");
   variable_list inputs = {in.q, in.k, in.v, in.eta, in.scale, in.gamma, in.beta};
   for (const auto* list : {&in.initial, &in.W, &in.D}) inputs.insert(inputs.end(), list->begin(), list->end());
   bool differentiable = false;
   for (size_t i = 0; i < inputs.size(); ++i) {
     Tensor& x = inputs[i];
-    if (x.defined() && x.scalar_type() != (i <= kV ? type : at::kFloat)) return {};
+    if (x.defined() && !(x.is_cpu() && x.scalar_type() == (i <= kV ? type : at::kFloat))) return {};
     differentiable |= x.defined() && x.requires_grad();
     const bool in_place = in.rows && i >= kWeights + in.W.size();
     if (in_place && !has_rows(x)) return {};

@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "core/dims.h"
+#include "kernels/arguments.h"
 #include "kernels/cpu/vq_attention.h"
 #include "kernels/filled.h"
 #include "kernels/record.h"
@@ -96,6 +97,20 @@ cpu::VqCall cut(const VqInput& in, const Dims& dims, const Tensor& last) {
     last.mutable_data_ptr<int64_t>()[b] = place - recent(place);
   }
   return call;
+}
+
+/// Codes are indices where tokens leave the window; those of older tokens say nothing.
+void check_codes(const cpu::VqCall& call, const Tensor& code) {
+  const int64_t* codes = code.const_data_ptr<int64_t>();
+  for (const cpu::VqRun& run : call.runs) {
+    for (int64_t i = run.first; i < run.end; ++i) {
+      const cpu::VqBlock& block = call.blocks[static_cast<size_t>(i)];
+      for (int64_t at = (run.b * call.E + block.recent) * call.H; at < (run.b * call.E + block.leave) * call.H; ++at) {
+        if (codes[at] >= 0 && codes[at] < call.M) continue;
+        fail("vq_attention: a token has code ", codes[at], ", expected 0 to ", call.M - 1);
+      }
+    }
+  }
 }
 
 /// The call that forward made, kept for backward.
@@ -203,11 +218,21 @@ std::optional<VqOutput> fused_vq_attention(const VqInput& in) {
     if (x->defined() && !is_float(*x)) return {};
   }
   if (in.q.numel() == 0 || in.v.numel() == 0 || in.codebook.numel() == 0) return {};
+  if (dims['R'] < 1 || in.block < 1) {
+    fail("vq_attention: r is ", in.r.sizes(), " and the block ", in.block,
+         ", expected at least 1 distance and 1 token");
+  }
+  check_at_least_0("vq_attention", in.position, "position");
+  check_type("vq_attention", in.starts, at::kBool, "starts");
+  check_type("vq_attention", in.count, at::kLong, "count");
+  check_type("vq_attention", in.code, at::kLong, "code");
+  check_type("vq_attention", in.past_code, at::kLong, "past_code");
 
   const int64_t W = dims['W'], M = dims['M'];
   const Tensor k = at::cat({in.past_k, in.k}, 1), v = at::cat({in.past_v, in.v}, 1);
   const Tensor code = at::cat({in.past_code, in.code}, 1), last = at::empty({dims['B']}, at::kLong);
   const cpu::VqCall call = cut(in, dims, last);
+  check_codes(call, code);
   const auto none = [&](const Tensor& part, at::ScalarType type) {
     return part.defined() ? part.contiguous() : at::empty({0, dims['H'], M, dims['V']}, in.q.options().dtype(type));
   };

@@ -6,6 +6,7 @@
 
 #include "core/dims.h"
 #include "core/error.h"
+#include "kernels/arguments.h"
 #include "kernels/cpu/wkv.h"
 #include "kernels/pool.h"
 #include "kernels/record.h"
@@ -100,6 +101,7 @@ std::optional<WkvOutput> fused(const WkvInput& in) {
     }
   }
   differentiable &= at::GradMode::is_enabled();
+  check_type("wkv", in.starts, at::kBool, "starts");
   check_step("wkv", in, in.a, dims['B'], dims['T'], differentiable);
   const Tensor starts = in.starts.defined() ? in.starts.contiguous() : at::empty({0}, at::kBool);
   const variable_list out = differentiable ? Wkv::apply(at::TensorList(inputs), starts) : run(inputs, starts, in.rows);
