@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "backbones/recompute.h"
 #include "core/error.h"
@@ -68,6 +69,8 @@ std::vector<Field> LanguageModelConfig::fields() {
       {"conv_kernel", &conv_kernel, between(1, 64), "width of that convolution"},
       {"norm", &norm, one_of(norm_names()), "RMS norm, or layer norm with weight and bias", "rms"},
       {"final_norm_eps", &final_norm_eps, between(-1, 1), "of the norm before the head; below 0: rms_norm_eps", -1.0},
+      {"rescale_every", &rescale_every, between(0, 4096),
+       "after so many layers the norms see half of what they read: 4 times their eps; 0: never", 0},
       {"ffn", &ffn, one_of(feed_forward_names()), "the feed-forward part: gated, plain, or RWKV's", "swiglu"},
       {"activation", &activation, one_of(activation_names()), "of the feed-forward part", "silu"},
       {"ffn_bias", &ffn_bias, {}, "its maps have biases", false},
@@ -146,11 +149,17 @@ LanguageModel::LanguageModel(const LanguageModelConfig& config, Parameters param
   const auto norm = [&](double eps) { return make_norm(config.norm, config.hidden_size, eps); };
   if (config.embed_norm) embed_norm_ = model->register_module("embed_norm", norm(config.rms_norm_eps));
   auto layers = model->register_module("layers", std::make_shared<torch::nn::Module>("layers"));
-  const BlockConfig block = block_config(config);
+  BlockConfig block = block_config(config);
+  const auto eps_after = [&](size_t layers, double eps) {
+    const auto every = static_cast<size_t>(config.rescale_every);
+    return every > 0 ? eps * std::pow(4, static_cast<double>(layers / every)) : eps;
+  };
   for (const auto& layer : config.layers) {
+    block.eps = eps_after(blocks_.size(), config.rms_norm_eps);
     blocks_.push_back(layers->register_module(std::to_string(blocks_.size()), std::make_shared<Block>(block, layer)));
   }
-  norm_ = model->register_module("norm", norm(config.final_norm_eps < 0 ? config.rms_norm_eps : config.final_norm_eps));
+  const double last = config.final_norm_eps < 0 ? config.rms_norm_eps : config.final_norm_eps;
+  norm_ = model->register_module("norm", norm(eps_after(blocks_.size(), last)));
   if (!config.tie_word_embeddings) {
     auto head = register_module("lm_head", std::make_shared<torch::nn::Module>("lm_head"));
     lm_head_ = head->register_parameter("weight", at::empty({config.vocab_size, config.hidden_size}));

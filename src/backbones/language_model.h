@@ -22,6 +22,7 @@ struct LanguageModelConfig : Config {
   int64_t conv_kernel = 4;
   std::string norm = "rms";
   double final_norm_eps = -1;
+  int64_t rescale_every = 0;
   std::string ffn = "swiglu";
   std::string activation = "silu";
   bool ffn_bias = false;

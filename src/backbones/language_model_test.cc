@@ -98,12 +98,37 @@ TEST_P(LanguageModels, ParametersAreDrawnOnce) {
 INSTANTIATE_TEST_SUITE_P(All, LanguageModels, testing::Values(every_mixer, every_part),
                          [](const auto& info) { return info.index == 0 ? "every_mixer" : "every_part"; });
 
+/// A norm of half of x, and 4 times its epsilon on x, are one.
+TEST(LanguageModel, RescalingQuadruplesEpsilons) {
+  LanguageModelConfig config;
+  config.hidden_size = 6, config.intermediate_size = 0, config.rms_norm_eps = 0.02, config.final_norm_eps = 0.03;
+  config.layers = parse_plan("identity*2");
+  config.rescale_every = 2;
+  LanguageModelConfig plain = config;
+  plain.rescale_every = 0, plain.final_norm_eps = 0.12;
+  at::manual_seed(3);
+  LanguageModel model(config);
+  at::manual_seed(3);
+  LanguageModel other(plain);
+  at::NoGradGuard no_grad;
+  const Tensor tokens = at::arange(10).reshape({2, 5});
+  const auto logits = [&](LanguageModel& net) {
+    State state = net.initial_state(2);
+    return net.forward(tokens, state);
+  };
+  EXPECT_CLOSE(logits(model), logits(other), 1e-6);
+  config.rescale_every = 1;
+  at::manual_seed(3);
+  LanguageModel sooner(config);
+  EXPECT_GT((logits(sooner) - logits(other)).abs().max().item<double>(), 1e-4);
+}
+
 /// What a model has beside the fields of before leaves its config.json, and so the fingerprint of its sessions, alone.
 TEST(LanguageModel, FieldsThatCameLaterAreWrittenWhereTheyAreUsed) {
   LanguageModelConfig config;
   config.layers = parse_plan("attention");
   const Json plain = config.to_json();
-  for (const char* name : {"norm", "ffn", "activation", "max_positions", "final_norm_eps"}) {
+  for (const char* name : {"norm", "ffn", "activation", "max_positions", "final_norm_eps", "rescale_every"}) {
     EXPECT_FALSE(plain.contains(name)) << name;
   }
   for (const char* name : {"head_dim", "qkv_bias", "rotary_dims", "truncate"}) {

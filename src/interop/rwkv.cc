@@ -1,5 +1,6 @@
 // RWKV-4: token shift, a recurrence per channel, and a feed-forward part with token shift too.   (RWKV, 2023)
-// rescale_every, which keeps float16 from overflowing by halving what the layers add, says nothing in float32.
+// rescale_every keeps float16 from overflowing: what is carried from layer to layer is halved after so many, which
+// norms see by their epsilon only.
 #include "core/error.h"
 #include "interop/family.h"
 #include "interop/published.h"
@@ -13,6 +14,7 @@ struct RwkvConfig : PublishedConfig {
   int64_t vocab_size = 50277;
   int64_t hidden_size = 4096;
   int64_t num_hidden_layers = 32;
+  int64_t rescale_every = 6;
   double layer_norm_epsilon = 1e-5;
   bool tie_word_embeddings = false;
 
@@ -21,6 +23,7 @@ struct RwkvConfig : PublishedConfig {
         {"vocab_size", &vocab_size, between(1, 1 << 24), ""},
         {"hidden_size", &hidden_size, size_range(), ""},
         {"num_hidden_layers", &num_hidden_layers, between(1, 4096), ""},
+        {"rescale_every", &rescale_every, between(-1 << 20, 1 << 20), ""},
         {"layer_norm_epsilon", &layer_norm_epsilon, between(0, 1), ""},
         {"tie_word_embeddings", &tie_word_embeddings, {}, ""},
     };
@@ -42,6 +45,8 @@ LanguageModelConfig read_rwkv(const Json& json, const std::string& who) {
   config.rms_norm_eps = published.layer_norm_epsilon;
   if (published.layer_norm_epsilon != kLastEps) config.final_norm_eps = kLastEps;
   config.tie_word_embeddings = published.tie_word_embeddings;
+  const bool is_rescaled = published.rescale_every > 0 && published.rescale_every <= published.num_hidden_layers;
+  config.rescale_every = is_rescaled ? published.rescale_every : 0;
   config.norm = "layer";
   config.embed_norm = true;
   config.ffn = "channel_mix";
@@ -61,7 +66,7 @@ Json write_rwkv(const LanguageModelConfig& config) {
           {"attention_hidden_size", own > 0 ? own : config.hidden_size},
           {"intermediate_size", std::max<int64_t>(config.intermediate_size, 1)},
           {"layer_norm_epsilon", config.rms_norm_eps},
-          {"rescale_every", 0},
+          {"rescale_every", config.rescale_every},
           {"tie_word_embeddings", config.tie_word_embeddings}};
 }
 

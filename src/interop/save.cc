@@ -43,6 +43,7 @@ Json function_of(const LanguageModelConfig& config) {
   for (const char* name : {"tokenizer", "initializer_range"}) json.erase(name);
   if (config.final_norm_eps < 0) json["final_norm_eps"] = config.rms_norm_eps;
   if (!config.pre_conv) json.erase("conv_kernel");
+  if (config.rescale_every > std::ssize(config.layers)) json["rescale_every"] = 0;
   if (config.intermediate_size == 0) {
     for (const char* name : {"ffn", "activation", "ffn_bias"}) json.erase(name);
   }
