@@ -47,12 +47,14 @@ CASES = {
     "neox_full_tied": ("gpt_neox", dict(TRANSFORMER, rotary_pct=1.0, tie_word_embeddings=True, rotary_emb_base=500)),
     "neox_no_bias_gelu_new": ("gpt_neox", dict(TRANSFORMER, attention_bias=False, hidden_act="gelu_new",
                                                num_attention_heads=3, layer_norm_eps=1e-3)),
+    "neox_odd_share": ("gpt_neox", dict(TRANSFORMER, hidden_size=36, num_attention_heads=2, rotary_pct=0.5)),
     "neox_linear": ("gpt_neox", dict(TRANSFORMER, rotary_pct=0.67, **rope("linear", factor=2.0))),
     "neox_dynamic": ("gpt_neox", dict(TRANSFORMER, rotary_pct=0.67, **rope("dynamic", factor=2.0))),
     "llama_plain": ("llama", TRANSFORMER),
     "llama_gqa_tied": ("llama", dict(TRANSFORMER, num_key_value_heads=2, tie_word_embeddings=True, rope_theta=300.0)),
     "llama_mqa_head_dim": ("llama", dict(TRANSFORMER, num_key_value_heads=1, head_dim=10)),
     "llama_biases": ("llama", dict(TRANSFORMER, attention_bias=True, mlp_bias=True, rms_norm_eps=1e-3)),
+    "llama_share_ignored": ("llama", dict(TRANSFORMER, partial_rotary_factor=0.5)),
     "llama_gelu": ("llama", dict(TRANSFORMER, hidden_act="gelu", head_dim=4)),
     "llama_linear": ("llama", dict(TRANSFORMER, **rope("linear", factor=2.5))),
     "llama_dynamic": ("llama", dict(TRANSFORMER, **rope("dynamic", factor=2.0))),
@@ -63,6 +65,9 @@ CASES = {
         YARN, mscale=1.2, mscale_all_dim=0.7))),
     "llama_llama3": ("llama", dict(TRANSFORMER, head_dim=16, **rope(
         "llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32))),
+    "llama_llama3_length_beside": ("llama", dict(
+        TRANSFORMER, head_dim=16, original_max_position_embeddings=16,
+        **rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32))),
     "qwen2_tied": ("qwen2", dict(TRANSFORMER, num_key_value_heads=2, tie_word_embeddings=True)),
     "qwen2_untied_yarn": ("qwen2", dict(TRANSFORMER, num_key_value_heads=4, rope_scaling=YARN)),
     "qwen2_upper_windows": ("qwen2", dict(TRANSFORMER, num_key_value_heads=1, use_sliding_window=True, sliding_window=7,
@@ -77,6 +82,7 @@ CASES = {
                                              time_step_limit=(0.02, 0.05))),
     "rwkv_plain": ("rwkv", dict(RWKV, rescale_every=0)),
     "rwkv_rescaled_tied": ("rwkv", dict(RWKV, rescale_every=2, tie_word_embeddings=True, intermediate_size=33)),
+    "rwkv_rescaled_deep": ("rwkv", dict(RWKV, rescale_every=1, num_hidden_layers=6)),
     "rwkv_wide_eps": ("rwkv", dict(RWKV, rescale_every=0, attention_hidden_size=31, layer_norm_epsilon=1e-3)),
 }
 OLD_SPELLINGS = ("llama_linear", "llama_yarn", "neox_sequential")  # of config.json

@@ -97,6 +97,40 @@ TEST(Family, RopeIsReadInEverySpelling) {
       4);
 }
 
+/// What transformers does, compared by bench/published_test.py.
+TEST(Family, RopeIsReadAsTransformersReadsIt) {
+  for (const char* family : {"llama", "qwen2"}) {
+    EXPECT_EQ(layer(family, {{"partial_rotary_factor", 0.5}})["rotary_dims"], 0) << family;
+    EXPECT_EQ(layer(family, {{"rope_parameters", {{"partial_rotary_factor", 0.5}}}})["rotary_dims"], 0) << family;
+  }
+  const Json beside =
+      layer("llama",
+            {{"original_max_position_embeddings", 20},
+             {"rope_scaling", {{"rope_type", "llama3"}, {"factor", 4.0}, {"original_max_position_embeddings", 40}}}});
+  EXPECT_EQ(beside["original_length"], 20);
+  const Json odd = layer("gpt_neox", {{"rotary_pct", 0.4}, {"rotary_emb_base", 100.0}});  // 3 of 8
+  EXPECT_EQ(odd["rotary_dims"], 4);
+  EXPECT_NEAR(odd["rope_theta"].get<double>(), std::pow(100.0, 4.0 / 3), 1e-9);
+}
+
+TEST(Family, GPT2sFieldsUnderOtherNames) {
+  const Json json = {{"hidden_size", 20},        {"num_hidden_layers", 3},
+                     {"num_attention_heads", 5}, {"max_position_embeddings", 9},
+                     {"vocab_size", 7},          {"n_embd", nullptr}};
+  const LanguageModelConfig config = read("gpt2", json);
+  EXPECT_EQ(config.hidden_size, 20);
+  EXPECT_EQ(config.layers.size(), 3u);
+  EXPECT_EQ(all_options(config.layers[0])["num_attention_heads"], 5);
+  EXPECT_EQ(config.max_positions, 9);
+}
+
+TEST(Family, RescalingMattersWhereThereAreEnoughLayers) {
+  EXPECT_EQ(read("rwkv", small("rwkv", {{"num_hidden_layers", 6}})).rescale_every, 6);
+  EXPECT_EQ(read("rwkv", small("rwkv", {{"num_hidden_layers", 5}})).rescale_every, 0);
+  EXPECT_EQ(read("rwkv", small("rwkv", {{"rescale_every", -1}})).rescale_every, 0);
+  EXPECT_EQ(read("rwkv", small("rwkv", {{"rescale_every", 1}})).rescale_every, 1);
+}
+
 TEST(Family, LayersThatDiffer) {
   const Json windows = {{"use_sliding_window", true}, {"sliding_window", 5}, {"max_window_layers", 1}};
   EXPECT_EQ(layer("qwen2", windows, 0)["sliding_window"], 0);
@@ -127,7 +161,15 @@ TEST(Family, HostileValuesAreErrors) {
       {"gpt2", {{"add_cross_attention", true}}, "add_cross_attention is true"},
       {"gpt2", {{"n_positions", 1 << 24}, {"n_embd", 1 << 20}, {"n_head", 1}}, "GiB, this machine has"},
       {"gpt_neox", {{"rotary_pct", 0.0}}, "rotary_pct of heads of size 8 turns 0 numbers"},
-      {"gpt_neox", {{"rotary_pct", 0.4}}, "head size is 3, rotary embedding needs an even one"},
+      {"gpt_neox",
+       {{"rotary_pct", 0.4}, {"rope_scaling", {{"rope_type", "yarn"}, {"factor", 2.0}}}},
+       "head size is 3, rotary embedding needs an even one"},
+      {"gpt_neox", {{"rotary_pct", 1.0}, {"hidden_size", 21}, {"num_attention_heads", 3}}, "turns 7 numbers"},
+      {"gpt2", {{"num_attention_heads", 4}}, "n_head is 3 and num_attention_heads 4, expected the same"},
+      {"llama",
+       {{"partial_rotary_factor", 0.5}, {"rope_scaling", {{"rope_type", "linear"}, {"factor", 2.0}}}},
+       "partial_rotary_factor is 0.5, expected 1 with rope_type linear"},
+      {"rwkv", {{"rescale_every", "6"}}, "rescale_every is \"6\", expected an integer"},
       {"gpt_neox", {{"num_attention_heads", 7}}, "num_attention_heads is 7, expected a divisor"},
       {"llama", {{"num_key_value_heads", 2}}, "num_key_value_heads is 2, expected a divisor"},
       {"llama", {{"num_key_value_heads", -1}}, "num_key_value_heads is -1"},

@@ -43,7 +43,26 @@ struct GPT2Config : PublishedConfig {
   }
 };
 
-LanguageModelConfig read_gpt2(const Json& json, const std::string& who) {
+/// The names of other families, which stand for GPT-2's own.
+constexpr std::pair<const char*, const char*> kOtherNames[] = {{"n_embd", "hidden_size"},
+                                                               {"n_positions", "max_position_embeddings"},
+                                                               {"n_head", "num_attention_heads"},
+                                                               {"n_layer", "num_hidden_layers"}};
+
+Json with_own_names(Json json, const std::string& who) {
+  for (const auto& [own, other] : kOtherNames) {
+    const Json value = json.value(other, Json());
+    if (value.is_null()) continue;
+    if (!json.value(own, Json()).is_null() && json[own] != value) {
+      fail(who, ": ", own, " is ", line_of(json[own]), " and ", other, " ", line_of(value), ", expected the same");
+    }
+    json[own] = value;
+  }
+  return json;
+}
+
+LanguageModelConfig read_gpt2(const Json& file, const std::string& who) {
+  const Json json = with_own_names(file, who);
   GPT2Config published;
   published.read_known(json, who);
   if (published.add_cross_attention) fail(who, ": add_cross_attention is true, expected a decoder without an encoder");

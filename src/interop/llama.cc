@@ -7,6 +7,8 @@
 namespace lineal {
 namespace {
 
+constexpr RopeNames kRope = {.has_share = false};
+
 /// The fields of both; each takes its own for granted.
 struct LlamaConfig : PublishedConfig {
   int64_t vocab_size = 32000;
@@ -63,7 +65,7 @@ LanguageModelConfig read_common(const LlamaConfig& published, const Json& json, 
   config.activation = read_activation("hidden_act", published.hidden_act, who);
   layer = {{"mixer", "attention"}, {"num_attention_heads", H}, {"num_key_value_heads", H_kv}};
   if (K > 0 && K * H != D) layer["head_dim"] = K;
-  layer.update(read_rope(json, {}, K > 0 ? K : D / H, published.max_position_embeddings, who));
+  layer.update(read_rope(json, kRope, K > 0 ? K : D / H, published.max_position_embeddings, who));
   return config;
 }
 
@@ -121,7 +123,7 @@ Json write_common(const LanguageModelConfig& config) {
   const auto H_kv = options["num_key_value_heads"].get<int64_t>();
   json["num_key_value_heads"] = H_kv > 0 ? Json(H_kv) : options["num_attention_heads"];
   json["head_dim"] = head_size_of(options, config.hidden_size);
-  json.update(write_rope(options, {}, head_size_of(options, config.hidden_size)));
+  json.update(write_rope(options, kRope, head_size_of(options, config.hidden_size)));
   return json;
 }
 

@@ -69,7 +69,8 @@ constexpr RopeKind kRopes[] = {
 /// The object of that name, or nothing where it is null or not there.
 Json object_of(const Json& json, const char* name, const std::string& who) {
   if (!json.contains(name) || json[name].is_null()) return {};
-  if (!json[name].is_object()) fail(who, ": ", name, " is ", line_of(json[name]), ", expected an object");
+  if (!json[name].is_object())
+    fail(who, ": ", name, " is ", line_of(json[name]).substr(0, 100), ", expected an object");
   return json[name];
 }
 
@@ -106,7 +107,7 @@ std::string read_activation(const std::string& field, const std::string& name, c
     if (name == published) return ours;
     known += text(" ", published);
   }
-  fail(who, ": ", field, " is ", line_of(name), ", expected one of", known);
+  fail(who, ": ", field, " is ", line_of(name).substr(0, 100), ", expected one of", known);
 }
 
 std::string write_activation(const std::string& name) {
@@ -135,15 +136,28 @@ Json read_rope(const Json& json, const RopeNames& names, int64_t K, int64_t leng
     if (type == published) position = ours;
     known += text(" ", published);
   }
-  if (position.empty()) fail(who, ": rope_type is ", line_of(type), ", expected one of", known);
+  if (position.empty()) fail(who, ": rope_type is ", line_of(type).substr(0, 100), ", expected one of", known);
 
   if (rope.rope_theta == 0) fail(who, ": ", names.theta, " is 0, expected a number above 0");
-  const auto turned = static_cast<int64_t>(static_cast<double>(K) * rope.partial_rotary_factor);
+  if (!names.has_share && rope.partial_rotary_factor != 1) {
+    if (position != "rope") {
+      fail(who, ": ", names.share, " is ", rope.partial_rotary_factor, ", expected 1 with rope_type ", type);
+    }
+    rope.partial_rotary_factor = 1;
+  }
+  auto turned = static_cast<int64_t>(static_cast<double>(K) * rope.partial_rotary_factor);
+  if (turned < 1 || turned > K - turned % 2) {
+    fail(who, ": ", names.share, " of heads of size ", K, " turns ", turned, " numbers, expected 1 to ", K - K % 2);
+  }
+  if (turned % 2 == 1 && (position == "rope" || position == "linear")) {  // transformers turns one more
+    rope.rope_theta = std::pow(rope.rope_theta, static_cast<double>(turned + 1) / static_cast<double>(turned));
+    ++turned;
+  }
   Json options = {{"position", position}, {"rope_theta", rope.rope_theta}, {"original_length", length}};
-  if (turned < 2)
-    fail(who, ": ", names.share, " of heads of size ", K, " turns ", turned, " numbers, expected at least 2");
   if (turned != K) options["rotary_dims"] = turned;
   if (position == "rope") return options;
+  const int64_t beside = whole_or(json, "original_max_position_embeddings", 0, who);
+  if (beside > 0) rope.original_max_position_embeddings = beside;  // goes before what rope_parameters say
   if (rope.original_max_position_embeddings > 0 && position != "dynamic_ntk") {
     options["original_length"] = rope.original_max_position_embeddings;
   }

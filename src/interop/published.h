@@ -28,6 +28,7 @@ struct RopeNames {
   const char* theta = "rope_theta";
   const char* share = "partial_rotary_factor";  // of a head that is turned
   double default_share = 1;
+  bool has_share = true;  // else a head is turned as a whole, whatever the file says, as in transformers
 };
 /// Options of attention for rotary embedding, from rope_scaling or rope_parameters and the fields beside them, for
 /// heads of size K in a model of max_position_embeddings tokens.
