@@ -230,10 +230,46 @@ TEST_F(BpeFiles, SpecialTokens) {
   const TemporaryFolder copy;
   make()->save(copy.path());
   EXPECT_EQ(find<TokenizerSpec>("bpe").of_model(copy.path())->special().end, 6);
-  write("config.json", R"({"eos_token_id": 9223372036854775808})");
-  EXPECT_TRUE(throws_error([&] { make(); }, {"config.json: eos_token_id", "9223372036854775808"}));
+  // Ids that no token has: a family's defaults, in a model of a smaller vocabulary.
+  write("special_tokens_map.json", "{}");
+  write("config.json", R"({"bos_token_id": 50256, "eos_token_id": 9223372036854775808})");
+  EXPECT_EQ(make()->special().begin, 1);
+  EXPECT_EQ(make()->special().end, 2);
   write("tokenizer_config.json", R"({"bos_token": "<absent>"})");
   EXPECT_TRUE(throws_error([&] { make(); }, {"tokenizer_config.json: bos_token", "<absent>"}));
+}
+
+TEST_F(BpeFiles, StripTakesTimeLinearInTheBlanks) {
+  change("/normalizer", {{"type", "Strip"}, {"strip_left", true}, {"strip_right", true}});
+  const auto ours = make(), plain = tokenizer("gpt2");
+  const std::string blanks(300'000, ' '), inside = "a" + blanks + "b";
+  EXPECT_EQ(ours->encode(" \n\u3000" + inside + "\u00a0\t"), plain->encode(inside));
+  EXPECT_EQ(ours->encode(blanks), Ids());
+  change("/normalizer", {{"type", "Strip"}, {"strip_left", true}, {"strip_right", false}});
+  EXPECT_EQ(make()->encode(" a "), plain->encode("a "));
+}
+
+TEST_F(BpeFiles, ManyAddedTokens) {
+  constexpr int64_t kCount = 60'000;
+  write("vocab.json", R"({"a": 0})");
+  write("merges.txt", "");
+  std::string tokens = "{";
+  for (int64_t i = 1; i <= kCount; ++i) tokens += "\"<" + std::to_string(i) + ">\": " + std::to_string(i) + ", ";
+  write("added_tokens.json", tokens + "\"<x>\": 60001}");
+  write("tokenizer_config.json", R"({"added_tokens_decoder": {"7": {"content": "<7>", "special": true}}})");
+  const auto ours = make();
+  EXPECT_EQ(ours->encode("a<60000><x><7>a"), (Ids{0, 60'000, 60'001, 7, 0}));
+  EXPECT_EQ(ours->decode({60'000, 7}), "<60000>");
+}
+
+TEST_F(BpeFiles, ByteTokensOfEitherCase) {
+  const Json json = {
+      {"model", {{"type", "BPE"}, {"vocab", {{"<0xe2>", 0}, {"<0xAF>", 1}, {"a", 2}}}, {"merges", Json::array()}}},
+      {"decoder", {{"type", "ByteFallback"}}}};
+  write("tokenizer.json", json.dump());
+  EXPECT_EQ(make()->decode({0, 1, 2}),
+            "\xe2\xaf"
+            "a");
 }
 
 TEST_F(BpeFiles, WhatIsNotSupported) {
@@ -247,6 +283,9 @@ TEST_F(BpeFiles, WhatIsNotSupported) {
                       {"pretokenizers[0].behavior is \"Half\"", "Isolated"}, "llama3"));
   EXPECT_TRUE(refused("/pre_tokenizer/pretokenizers/0/pattern", {{"Regex", "(a"}},
                       {"pretokenizers[0].pattern.Regex", "Oniguruma"}, "llama3"));
+  const Json blanks = {{"type", "Metaspace"}, {"replacement", "\u2581"}}, bytes = {{"type", "ByteLevel"}};
+  EXPECT_TRUE(refused("/pre_tokenizer", {{"type", "Sequence"}, {"pretokenizers", {bytes, blanks}}},
+                      {"pretokenizers[1].type is \"Metaspace\", expected Metaspace before ByteLevel"}));
   EXPECT_TRUE(refused("/decoder", {{"type", "WordPiece"}}, {"decoder.type is \"WordPiece\""}));
   EXPECT_TRUE(refused("/decoder", nullptr, {"decoder is null"}, "llama2"));
   EXPECT_TRUE(refused("/decoder/decoders/3/stop", 1, {"decoders[3].stop is 1", "expected 0"}, "llama2"));

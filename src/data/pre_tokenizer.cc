@@ -137,6 +137,15 @@ Normalizer replace(Pattern pattern, std::string content) {
   };
 }
 
+Normalizer strip(bool left, bool right) {
+  return [left, right](const std::string& text) {
+    std::string_view rest = text;
+    while (left && begins_with(rest, is_white_space)) rest.remove_prefix(character_size(rest, 0));
+    while (right && ends_with(rest, is_white_space)) rest = rest.substr(0, last_character(rest));
+    return std::string(rest);
+  };
+}
+
 PreTokenizer split(Pattern pattern, Behavior behavior, bool invert) {
   return [pattern = std::move(pattern), behavior, invert](std::string_view text, const PieceSink& sink) {
     for_each_stretch(

@@ -27,6 +27,9 @@ using Normalizer = std::function<std::string(std::string)>;
 /// Every match of the pattern becomes `content`; bytes that are no UTF-8 stay.
 Normalizer replace(Pattern pattern, std::string content);
 
+/// Without the white space at its ends.
+Normalizer strip(bool left, bool right);
+
 using PieceSink = std::function<void(std::string_view piece)>;
 /// A text in pieces, in order; without empty ones.
 using PreTokenizer = std::function<void(std::string_view text, const PieceSink& sink)>;

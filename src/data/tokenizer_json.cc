@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "core/error.h"
 #include "core/file.h"
@@ -284,9 +285,7 @@ Normalizer read_normalizer(const Node& node) {
   }
   if (type == "Replace") return replace(read_pattern(node.at("pattern")), node.at("content").string());
   if (type == "Strip") {
-    const bool left = node.at("strip_left").flag(false), right = node.at("strip_right").flag(false);
-    const char* source = left && right ? "\\A\\s+|\\s+\\z" : left ? "\\A\\s+" : right ? "\\s+\\z" : "(?!)";
-    return replace(Pattern(source, node.where()), "");
+    return strip(node.at("strip_left").flag(false), node.at("strip_right").flag(false));
   }
   node.at("type").refuse("NFC, NFD, NFKC, NFKD, Lowercase, Prepend, Replace, Strip or Sequence");
 }
@@ -351,6 +350,11 @@ bool read_pre_tokenizers(const Node& node, TokenizerParts& parts) {
   const auto is_byte_level = [](const Node& step) { return step.at("type").string() == "ByteLevel"; };
   const auto found = std::count_if(steps.begin(), steps.end(), is_byte_level);
   if (found > 1) fail(node.where(), " has ByteLevel ", found, " times, expected once");
+  // What it adds after ByteLevel stands for no byte.
+  const auto first = std::find_if(steps.begin(), steps.end(), is_byte_level);
+  const auto is_metaspace = [](const Node& step) { return step.at("type").string() == "Metaspace"; };
+  const auto after = std::find_if(first, steps.end(), is_metaspace);
+  if (after != steps.end()) after->at("type").refuse("Metaspace before ByteLevel");
   for (const bool later : {false, true}) {
     std::vector<PreTokenizer> list;
     bool characters = false;
@@ -444,7 +448,10 @@ SortedJson read_json(const fs::path& file) {
 
 std::string TokenDecoder::bytes(const std::string& token) const {
   if (byte_level) return bytes_of_characters(token).value_or(token);
-  const auto digit = [](char c) { return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1; };
+  const auto digit = [](char c) {
+    const char low = static_cast<char>(c | 0x20);
+    return c >= '0' && c <= '9' ? c - '0' : low >= 'a' && low <= 'f' ? low - 'a' + 10 : -1;
+  };
   if (byte_fallback && token.size() == 6 && token.starts_with("<0x") && token[5] == '>' && digit(token[3]) >= 0 &&
       digit(token[4]) >= 0) {
     return std::string(1, static_cast<char>(digit(token[3]) * 16 + digit(token[4])));
@@ -518,10 +525,10 @@ TokenizerParts read_vocab_and_merges(const fs::path& folder) {
     BpeModel added;
     const std::string who = more.string();
     Reader(who, added, true).read(read_file(more));
-    for (const auto& entry : added.vocabulary) {
-      const auto same = [&](const AddedToken& token) { return token.content == entry.first; };
-      if (std::any_of(parts.added.begin(), parts.added.end(), same)) continue;
-      parts.added.push_back({.content = entry.first, .id = entry.second});
+    std::set<std::string> known;
+    for (const AddedToken& token : parts.added) known.insert(token.content);
+    for (const auto& [content, id] : added.vocabulary) {
+      if (known.insert(content).second) parts.added.push_back({.content = content, .id = id});
     }
   }
   PreTokenizer words = byte_level(prefix, !qwen2);
