@@ -299,6 +299,14 @@ TEST_F(EvalCommand, Tasks) {
   EXPECT_EQ(tasks[1]["group"], "recall 40 at 0.00");
   EXPECT_EQ(tasks[11]["exact_match"]["questions"], 10);
   EXPECT_EQ(tasks[11]["exact_match"]["value"], 0);
+  std::filesystem::create_directory(folder / "other");
+  std::filesystem::copy(folder / "choices.jsonl", folder / "other");
+  const ProgramResult two = eval({"--task", path("choices.jsonl"), "--task", path("other/choices.jsonl"), "--json"});
+  ASSERT_EQ(two.code, 0) << two.err;
+  const Json apart = Json::parse(two.out)[0]["tasks"];
+  ASSERT_EQ(apart.size(), 3u);
+  EXPECT_EQ(apart[1]["group"], path("other/choices.jsonl"));
+  EXPECT_EQ(apart[1]["accuracy"]["questions"], 2);
   const ProgramResult table = eval({"--task", path("choices.jsonl")});
   EXPECT_NE(table.out.find("choices.jsonl  2          "), std::string::npos) << table.out;
 

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <iostream>
+#include <map>
 
 #include "commands/output.h"
 #include "commands/position_flags.h"
@@ -14,6 +16,8 @@
 
 namespace lineal {
 namespace {
+
+namespace fs = std::filesystem;
 
 constexpr double kDepths[] = {0, 0.25, 0.5, 0.75, 1};
 constexpr const char* kFlags[] = {"--shots", "--length", "--samples", "--max-answer", "--write"};
@@ -56,8 +60,13 @@ std::vector<Question> made(const std::string& task, const TaskFlags& flags, cons
 std::vector<Question> questions_of(const TaskFlags& flags, const std::vector<std::string>& files,
                                    const Tokenizer& tokenizer) {
   std::vector<Question> all;
+  std::map<fs::path, int> files_of_name;
+  for (const fs::path task : flags.tasks) ++files_of_name[task.filename()];
   for (const std::string& task : flags.tasks) {
-    const auto some = is_made(task) ? made(task, flags, files, tokenizer) : read_questions(task);
+    auto some = is_made(task) ? made(task, flags, files, tokenizer) : read_questions(task);
+    if (!is_made(task) && files_of_name[fs::path(task).filename()] > 1) {
+      for (Question& question : some) question.group = task;
+    }
     all.insert(all.end(), some.begin(), some.end());
   }
   return all;

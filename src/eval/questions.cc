@@ -16,6 +16,8 @@ const std::vector<std::string> kChoices = {"choices", "endings", "options"};
 const std::vector<std::string> kRight = {"gold", "label", "answer", "answerKey"};
 const std::vector<std::string> kTargets = {"target", "answer", "completion"};
 
+constexpr int kMostDepth = 64;
+
 /// The first of the names that the record has.
 const Json* first_of(const Json& record, const std::vector<std::string>& names, std::string* found = nullptr) {
   for (const auto& name : names) {
@@ -139,7 +141,12 @@ std::vector<Question> read_questions(const std::filesystem::path& path) {
     ++number;
     if (std::all_of(line.begin(), line.end(), is_blank)) return;
     const std::string who = text(path.string(), ":", number);
-    const Json record = Json::parse(line, nullptr, /*allow_exceptions=*/false);
+    const auto check = [&](int depth, Json::parse_event_t, const Json&) {
+      if (depth > kMostDepth)
+        fail(who, ": nests deeper than ", kMostDepth, ", expected an object of strings and lists");
+      return true;
+    };
+    const Json record = Json::parse(line, check, /*allow_exceptions=*/false);
     if (record.is_discarded()) fail(who, ": no valid JSON; expected an object per line");
     questions.push_back(read_question(record, who));
     questions.back().group = path.filename().string();
@@ -147,7 +154,7 @@ std::vector<Question> read_questions(const std::filesystem::path& path) {
   std::string line, block(size_t{1} << 16, '\0');
   while (const size_t size = stream->read(block.data(), block.size())) {
     for (size_t from = 0; from < size;) {
-      const size_t end = block.substr(0, size).find('\n', from);
+      const size_t end = std::string_view(block).substr(0, size).find('\n', from);
       line.append(block, from, std::min(end, size) - from);
       if (end == std::string::npos) break;
       add(line);

@@ -67,6 +67,9 @@ TEST(Questions, Files) {
   EXPECT_EQ(all.back().right(), " 4999");
   write_atomic(folder / "b.jsonl", "{\"context\": \"x\", \"target\": \"y\"}\n{\"context\"");
   EXPECT_ERROR(read_questions(folder / "b.jsonl"), "b.jsonl:2: no valid JSON");
+  const std::string deep = std::string(500'000, '[') + std::string(500'000, ']');
+  write_atomic(folder / "deep.jsonl", R"({"context": )" + deep + R"(, "target": "x"})");
+  EXPECT_ERROR(read_questions(folder / "deep.jsonl"), "deep.jsonl:1: nests deeper than 64");
   write_atomic(folder / "c.jsonl", "\n\n");
   EXPECT_ERROR(read_questions(folder / "c.jsonl"), "no questions");
   EXPECT_ERROR(read_questions(folder / "none.jsonl"), "none.jsonl");
