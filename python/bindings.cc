@@ -22,6 +22,12 @@ struct Model {
   std::shared_ptr<Tokenizer> tokenizer;  // or null
 };
 
+Json parsed(const Options& options, const std::string& who) {
+  Json json = Json::parse(options, nullptr, /*allow_exceptions=*/false);
+  if (json.is_discarded()) fail(who, ": an option is NaN, infinite or no Unicode text, expected what JSON can hold");
+  return json;
+}
+
 Named parameters(const torch::nn::Module& module) {
   Named result;
   for (const auto& item : module.named_parameters()) result.emplace_back(item.key(), item.value());
@@ -35,7 +41,8 @@ Named buffers(const torch::nn::Module& module) {
 }
 
 Model make_model(const Options& options) {
-  const LanguageModelConfig config = LanguageModelConfig::from_json(Json::parse(options), "language_model");
+  const LanguageModelConfig config =
+      LanguageModelConfig::from_json(parsed(options, "language_model"), "language_model");
   const TokenizerSpec& spec = find<TokenizerSpec>(config.tokenizer, "language_model");
   return {std::make_shared<LanguageModel>(config), spec.file.empty() ? spec.make() : nullptr};
 }
@@ -84,7 +91,7 @@ Generation continue_text(const Model& model, Session& session, const Options& sa
          ", which finds masked tokens; expected one that predicts the next (causal_lm)");
   }
   SamplerConfig config;
-  config.read(Json::parse(sampling), "generate");
+  config.read(parsed(sampling, "generate"), "generate");
   Sampler sampler(config, seed);
   for (const int64_t token : session.recent()) sampler.observe(token);
   GenerateOptions options{.length = length, .stops = std::move(stops)};
@@ -103,7 +110,7 @@ Generation continue_text(const Model& model, Session& session, const Options& sa
 
 std::string options_of(const std::string& name, const Options& options) {
   auto config = find<MixerSpec>(name).config();
-  config->read(Json::parse(options), name);
+  config->read(parsed(options, name), name);
   return config->write().dump();
 }
 
@@ -163,7 +170,7 @@ PYBIND11_MODULE(_C, m) {
 
   py::class_<Mixer, std::shared_ptr<Mixer>, Module>(m, "Mixer")
       .def(py::init([](const std::string& name, const Options& options, int64_t hidden_size) {
-             return make_mixer(name, Json::parse(options), hidden_size);
+             return make_mixer(name, parsed(options, name), hidden_size);
            }),
            arg("name"), arg("options"), arg("hidden_size"))
       .def_static("options", &options_of, arg("name"), arg("options"))

@@ -170,6 +170,7 @@ class MixerTest(unittest.TestCase):
             ("expected a divisor of hidden_size 10", lambda: lineal.mixer("performer", 10, num_attention_heads=4)),
             ("x is \\[2, 8\\], expected \\[B, T, D=8\\]", lambda: made(randn(2, 8))),
             ("the state holds 3 sequences, x has 2", lambda: made(randn(2, 4, 8), made.initial_state(3))),
+            ("delta_net: an option is NaN", lambda: lineal.mixer("delta_net", 8, rope_theta=float("nan"))),
             ("belongs to no model", lambda: made.initial_state().save("x")),
             ("no second derivative", lambda: self.twice(made)),
         ]:

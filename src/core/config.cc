@@ -20,8 +20,14 @@ std::string number(double value) {
       .dump();
 }
 
-[[noreturn]] void fail_value(const Field& field, const std::string& who, const std::string& got,
+[[noreturn]] void fail_value(const Field& field, const std::string& who, std::string got,
                              const std::string& advice = "") {
+  constexpr size_t kMost = 200;
+  if (got.size() > kMost) {
+    size_t end = kMost;
+    while (end > 0 && (static_cast<unsigned char>(got[end]) & 0xC0) == 0x80) --end;
+    got.replace(end, got.npos, "...");
+  }
   fail(who, ": ", field.name, " is ", got, ", expected ", field.admits(), advice);
 }
 

@@ -72,6 +72,8 @@ TEST(Configuration, RefusesWhatDoesNotFit) {
   Options options;
   EXPECT_ERROR(options.read({{"cuont", 7}}, "x.json"), "x.json: unknown field 'cuont'; did you mean 'count'?");
   EXPECT_ERROR(options.read({{"count", 0}}, "x.json"), "x.json: count is 0, expected an integer from 1 to 10");
+  EXPECT_ERROR(options.read({{"count", std::string(100'000, 'z')}}, "x.json"),
+               "x.json: count is \"" + std::string(199, 'z') + "..., expected an integer from 1 to 10");
   EXPECT_ERROR(options.read({{"count", 2.5}}, "x.json"), "count is 2.5");
   EXPECT_ERROR(options.read({{"count", UINT64_MAX}}, "x.json"), "count is 18446744073709551615");
   EXPECT_ERROR(options.read({{"count", "3"}}, "x.json"), "count is \"3\"");
