@@ -54,6 +54,8 @@ Model load(const std::string& path) {
 
 Tokenizer& tokenizer(const Model& model) { return tokenizer_of({model.net, model.tokenizer}, "model"); }
 
+SpecialTokens special(const Model& model) { return model.tokenizer ? model.tokenizer->special() : SpecialTokens(); }
+
 /// The next token of every sequence of the state, which changes in place.
 Tensor step(const Model& model, const Tensor& tokens, State& state) {
   std::vector<int64_t> all(static_cast<size_t>(state.first_part() ? state.batch() : tokens.size(0)));
@@ -187,8 +189,8 @@ PYBIND11_MODULE(_C, m) {
       .def_static("load", &load, arg("path"), Release())
       .def_readonly("net", &Model::net)
       .def_property_readonly("config", [](const Model& model) { return model.net->config().to_json().dump(); })
-      .def_property_readonly(
-          "begin", [](const Model& model) { return model.tokenizer ? model.tokenizer->special().begin : std::nullopt; })
+      .def_property_readonly("begin", [](const Model& model) { return special(model).begin; })
+      .def_property_readonly("prompt_begin", [](const Model& model) { return special(model).prompt_begin(); })
       .def(
           "initial_state", [](const Model& model, int64_t B) { return model.net->initial_state(B); }, arg("batch"),
           Release())

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the build needs and the machine lacks: Debian packages, and PyTorch 2.11 to 2.13 for its LibTorch.
-# A PyTorch that python3 finds is used as it is; otherwise .venv gets one. Nothing missing: a fraction of a second.
+# A PyTorch that python3 finds is used as it is; otherwise .venv gets one, and matplotlib for the scripts that draw. Nothing missing: a fraction of a second.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -37,5 +37,5 @@ fi  # elsewhere CMake names what it does not find
 if ! cmake/find_torch.sh .venv/bin/python python3 >/dev/null; then
   echo "setup: installing PyTorch $torch into .venv"
   [[ -x .venv/bin/python ]] || python3 -m venv .venv
-  .venv/bin/python -m pip install -qq --disable-pip-version-check "torch==$torch" numpy
+  .venv/bin/python -m pip install -qq --disable-pip-version-check "torch==$torch" numpy matplotlib
 fi

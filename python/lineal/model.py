@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional, Sequence, Union
 
 import torch
@@ -64,6 +66,7 @@ class LanguageModel(Module):
 
         starts: bool [B, T], true at the first token of a document, before which the state restarts.
         """
+        tokens = self._tokens(tokens)
         before = self._own(state) if state is not None else self.initial_state(len(tokens))
         logits, after = self._model.forward(tokens, before._c, starts)
         self.losses = dict(self._model.take_losses())
@@ -139,7 +142,22 @@ class LanguageModel(Module):
         """Training is about to make its step `step`, from 0; see Mixer.begin_step."""
         self._model.begin_step(step)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(folder + "/model")
+            files = {file.name: file.read_bytes() for file in Path(folder, "model").iterdir()}
+        taught = [parameter.requires_grad for parameter in self.parameters()]
+        return _from_files, (files, next(self.parameters()).dtype, self.training, taught)
+
+    def _tokens(self, tokens: Tensor) -> Tensor:
+        if not isinstance(tokens, Tensor) or tokens.is_floating_point() or tokens.dim() != 2:
+            got = f"{tokens.dtype} {list(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
+            raise _C.Error(f"tokens: they are {got}, expected a tensor of int64 [B, T]")
+        return tokens
+
     def _own(self, state: State) -> State:
+        if not isinstance(state, State):
+            raise _C.Error(f"state: it is {type(state).__name__}, expected a lineal.State")
         if state.model is not self:
             raise _C.Error("state: it is another model's, expected one of this model's initial_state, read or load_state")
         return state
@@ -147,7 +165,7 @@ class LanguageModel(Module):
     def _ids(self, text: Tokens, session: _C.Session) -> list[int]:
         if not isinstance(text, str):
             return torch.as_tensor(text, dtype=torch.long).reshape(-1).tolist()
-        begin = self._model.begin
+        begin = self._model.prompt_begin if text else self._model.begin  # nothing: a document from its beginning
         return ([begin] if begin is not None and session.tokens == 0 else []) + self._model.encode(text)
 
     def _session(self, state: Optional[State]) -> _C.Session:
@@ -174,6 +192,18 @@ def load(path: str) -> LanguageModel:
     model = LanguageModel.__new__(LanguageModel)
     model._setup(_C.Model.load(str(path)))
     model.eval()
+    return model
+
+
+def _from_files(files: dict[str, bytes], dtype: torch.dtype, training: bool, taught: list[bool]) -> LanguageModel:
+    """The copy of a model, from its directory's files."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            Path(folder, name).write_bytes(content)
+        model = load(folder)
+    for parameter, is_taught in zip(model.parameters(), taught):
+        parameter.requires_grad_(is_taught)
+    model.to(dtype).train(training)
     return model
 
 

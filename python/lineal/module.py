@@ -84,10 +84,18 @@ class Mixer(Module):
         starts: bool [B, T], true at the first token of a document, before which the state restarts. Any split of a
         text into calls gives the same outputs and state, gradients included.
         """
+        self._check(x, state)
         before = self.initial_state(len(x)) if state is None else state
         y, after = self._c.forward(x, before._c, starts)
         self.losses = dict(self._c.take_losses())
         return y if state is None else (y, State._of(after))
+
+    def _check(self, x: Tensor, state: Optional[State]) -> None:
+        if state is not None and not isinstance(state, State):
+            raise _C.Error(f"state: it is {type(state).__name__}, expected a lineal.State")
+        dtype = next((parameter.dtype for parameter in self.parameters()), x.dtype)
+        if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+            raise _C.Error(f"x: it is {x.dtype}, expected {dtype} as the parameters of {self.name} are")
 
     def begin_step(self, step: int) -> None:
         """Training is about to make its step `step`, from 0: what changes by the clock and not by the gradient

@@ -171,6 +171,8 @@ class MixerTest(unittest.TestCase):
             ("x is \\[2, 8\\], expected \\[B, T, D=8\\]", lambda: made(randn(2, 8))),
             ("the state holds 3 sequences, x has 2", lambda: made(randn(2, 4, 8), made.initial_state(3))),
             ("delta_net: an option is NaN", lambda: lineal.mixer("delta_net", 8, rope_theta=float("nan"))),
+            ("x: it is torch.float16, expected torch.float32 as the parameters", lambda: made(torch.ones(1, 2, 8).half())),
+            ("state: it is dict, expected a lineal.State", lambda: made(torch.ones(1, 2, 8), {"S": 1})),
             ("belongs to no model", lambda: made.initial_state().save("x")),
             ("no second derivative", lambda: self.twice(made)),
         ]:

@@ -1,7 +1,9 @@
 """A model in Python beside the program: the same bits, in both directions."""
+import copy
 import json
 import os
 import pathlib
+import pickle
 import tempfile
 import unittest
 
@@ -50,6 +52,17 @@ class ModelTest(unittest.TestCase):
         again = self.model.generate(self.model.encode(TEXT), 40, **sampling)
         self.assertEqual(again.tokens, expected["tokens"])
         self.assertNotEqual(self.model.generate(TEXT, 40, **{**sampling, "seed": 4}).tokens, expected["tokens"])
+
+    def test_copies(self):
+        model = lineal.load(TESTDATA / "models" / "ttt_linear_mamba_tied").to(torch.float64).train()
+        next(model.parameters()).requires_grad_(False)
+        for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            self.assertEqual(other.config, model.config)
+            self.assertTrue(other.training)
+            for (name, mine), (_, theirs) in zip(model.named_parameters(), other.named_parameters()):
+                self.assertSame(mine, theirs)
+                self.assertEqual((mine.dtype, mine.requires_grad), (theirs.dtype, theirs.requires_grad), name)
+                self.assertNotEqual(mine.data_ptr(), theirs.data_ptr())
 
     def test_stop_and_pieces(self):
         whole = self.model.generate(TEXT, 60, temperature=0.8, seed=1).text
@@ -200,6 +213,9 @@ class ModelTest(unittest.TestCase):
             ("nothing has been read", lambda: model.generate("")),
             ("holds 2 sequences, expected one", lambda: model.initial_state(2).save(self.dir / "two")),
             ("saved with another model", lambda: self.foreign(other)),
+            (r"tokens: they are torch.float32 \[1, 2\], expected a tensor of int64", lambda: model(torch.ones(1, 2))),
+            ("tokens: they are list", lambda: model([[1, 2]])),
+            ("state: it is dict, expected a lineal.State", lambda: model(ids(1, 4), {})),
             ("assign=True", lambda: model.load_state_dict(model.state_dict(), assign=True)),
         ]:
             with self.subTest(words), self.assertRaisesRegex(Error, words) as caught:

@@ -87,6 +87,7 @@ Json to_json(const TaskScores& scores) {
   Json json = {{"group", scores.group}};
   if (scores.accuracy.of > 0) {
     json["accuracy"] = share_json(scores.accuracy);
+    json["accuracy_per_character"] = share_json(scores.accuracy_per_character);
     json["accuracy_per_byte"] = share_json(scores.accuracy_per_byte);
   }
   if (scores.exact_match.of > 0) {
@@ -107,10 +108,12 @@ void print(const std::vector<TaskScores>& list) {
   const auto any = [&](auto share) {
     return std::any_of(list.begin(), list.end(), [&](const TaskScores& scores) { return (scores.*share).of > 0; });
   };
-  const std::pair<const char*, Share TaskScores::*> columns[] = {{"accuracy %", &TaskScores::accuracy},
-                                                                 {"per byte %", &TaskScores::accuracy_per_byte},
-                                                                 {"exact match %", &TaskScores::exact_match},
-                                                                 {"greedy %", &TaskScores::greedy}};
+  const std::pair<const char*, Share TaskScores::*> columns[] = {
+      {"accuracy %", &TaskScores::accuracy},
+      {"per character %", &TaskScores::accuracy_per_character},
+      {"per byte %", &TaskScores::accuracy_per_byte},
+      {"exact match %", &TaskScores::exact_match},
+      {"greedy %", &TaskScores::greedy}};
   std::cout << cell("task", width) << "questions  ";
   for (const auto& [name, share] : columns) {
     if (any(share)) std::cout << cell(name, 15);
@@ -168,10 +171,11 @@ void ask(const TaskFlags& flags, const std::vector<std::string>& models, const E
       tokenizer_of(loaded, "eval");
       tokenizer = loaded.tokenizer;
     }
+    const auto questions = questions_of(flags, files, *tokenizer);
     std::string lines;
-    for (const Question& question : questions_of(flags, files, *tokenizer))
-      lines += line_of(to_record(question)) + "\n";
+    for (const Question& question : questions) lines += line_of(to_record(question)) + "\n";
     write_atomic(flags.write, lines);
+    if (!json) std::cout << "wrote " << questions.size() << " questions to " << flags.write << "\n";
     return;
   }
   Json results = Json::array();

@@ -57,9 +57,6 @@ int run_generate(const std::vector<std::string>& args) {
   add_compute(app);
   if (!parse(app, args)) return 0;
   if (!save.empty() && count != 1) fail("generate: --save keeps one continuation, --count is ", count);
-  if (prompt.empty() && file.empty() && state.empty()) {
-    fail("generate: no prompt, expected -p TEXT, -f FILE or --state FILE.state");
-  }
   if (!save.empty()) check_state_output("generate", "--save", save, {file}, model);
   const LoadedModel loaded = load_model(model, how);
   const Tokenizer& tokenizer = tokenizer_of(loaded, "generate");
@@ -67,11 +64,18 @@ int run_generate(const std::vector<std::string>& args) {
     fail("generate: ", model, " was trained with ", loaded.model->config().objective,
          ", which finds masked tokens; expected a model that predicts the next (causal_lm)");
   }
+  const auto begin = tokenizer.special().begin;
+  if (prompt.empty() && file.empty() && state.empty() && !begin) {
+    fail("generate: no prompt, expected -p TEXT, -f FILE or --state FILE.state");
+  }
   Session session = state.empty() ? Session(loaded.model) : Session::load(state, loaded.model);
   const int64_t restored = session.tokens();
   if (!file.empty()) read_text(session, tokenizer, file, "generate");
   std::vector<int64_t> ids = tokenizer.encode(prompt);
-  if (session.tokens() == 0 && tokenizer.special().begin) ids.insert(ids.begin(), *tokenizer.special().begin);
+  const bool at_once = ids.empty() && file.empty();  // a document from its beginning
+  if (const auto first = at_once ? begin : tokenizer.special().prompt_begin(); session.tokens() == 0 && first) {
+    ids.insert(ids.begin(), *first);
+  }
   session.read(ids);
 
   if (!json) options.on_text = print;

@@ -141,7 +141,7 @@ int run_hippo(const std::vector<std::string>& args) {
             << " samples, recalled the last " << recalled << "\n"
             << "error: root mean square " << rms << (bounded ? text(" (at most ", bound, ")") : "") << ", largest "
             << largest << "\n"
-            << "wrote " << out << "; python3 bench/plot_hippo.py " << out << " draws it\n";
+            << "wrote " << out << "; .venv/bin/python bench/plot_hippo.py " << out << " draws it\n";
   return 0;
 }
 

@@ -78,7 +78,8 @@ TEST_F(HippoCommand, ReadsNumbersAndAWindowOfThem) {
   const ProgramResult run = hippo({path("in.txt"), "--measure", "legt", "--order", "6", "--window", "20"});
   ASSERT_EQ(run.code, 0) << run.err;
   EXPECT_NE(run.out.find("read 90 samples, recalled the last 20"), std::string::npos) << run.out;
-  EXPECT_NE(run.out.find("wrote " + path("out.csv") + "; python3 bench/plot_hippo.py"), std::string::npos) << run.out;
+  EXPECT_NE(run.out.find("wrote " + path("out.csv") + "; .venv/bin/python bench/plot_hippo.py"), std::string::npos)
+      << run.out;
   EXPECT_EQ(run.out.find("at most"), std::string::npos) << run.out;
   const auto columns = table();
   ASSERT_EQ(columns[0].size(), 20u);

@@ -9,6 +9,9 @@ namespace lineal {
 
 void read_text(Session& session, const Tokenizer& tokenizer, const std::string& path, const std::string& who) {
   const auto sources = find_sources({path}, tokenizer.format());
+  if (sources.size() > 1) {
+    fail(who, ": ", path, " holds ", sources.size(), " files, expected one; a state is that of one text");
+  }
   TextReader reader(sources);
   ReadingBar bar(sources);
   TextPiece piece;
@@ -18,7 +21,8 @@ void read_text(Session& session, const Tokenizer& tokenizer, const std::string& 
       fail(who, ": ", path, " holds several documents, expected one; a state is that of one text");
     }
     std::vector<int64_t> tokens = tokenizer.encode(piece.bytes);
-    if (session.tokens() == 0 && tokenizer.special().begin) tokens.insert(tokens.begin(), *tokenizer.special().begin);
+    const auto begin = tokenizer.special().prompt_begin();
+    if (session.tokens() == 0 && begin) tokens.insert(tokens.begin(), *begin);
     const auto count = static_cast<int64_t>(tokens.size());
     for (int64_t from = 0; from < count; from += Session::kChunk) {
       const int64_t to = std::min(from + Session::kChunk, count);

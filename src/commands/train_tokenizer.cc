@@ -140,15 +140,19 @@ int run_train_tokenizer(const std::vector<std::string>& args) {
   }
   if (fs::exists(file, error)) fail("train-tokenizer: ", file.string(), " exists, expected a new --out");
 
-  TrainingText text(data, field, !json);
+  TrainingText texts(data, field, !json);
   int64_t tokens = vocabulary;
-  write_atomic(file, byte_bpe ? train_byte_bpe(text, vocabulary, !json, tokens) : train_pieces(text, type, vocabulary));
+  write_atomic(file,
+               byte_bpe ? train_byte_bpe(texts, vocabulary, !json, tokens) : train_pieces(texts, type, vocabulary));
   if (json) {
-    std::cout << Json{{"file", file.string()}, {"tokens", tokens}, {"bytes", static_cast<int64_t>(text.bytes())}}.dump()
-              << "\n";
+    std::cout
+        << Json{{"file", file.string()}, {"tokens", tokens}, {"bytes", static_cast<int64_t>(texts.bytes())}}.dump()
+        << "\n";
   } else {
-    std::cout << "saved " << file.string() << ": " << tokens << " tokens, from " << short_number(text.bytes())
-              << " bytes of text\n";
+    std::cout << "saved " << file.string() << ": " << tokens << " tokens, from " << short_number(texts.bytes())
+              << " bytes of text"
+              << (tokens < vocabulary ? text("; fewer than ", vocabulary, ", as no pair occurs twice any more") : "")
+              << "\n";
   }
   return 0;
 }

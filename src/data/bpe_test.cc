@@ -199,6 +199,7 @@ TEST_F(BpeFiles, VocabularyAndMerges) {
   EXPECT_EQ(other->vocab_size(), 806);
   EXPECT_EQ(other->special().begin, std::nullopt);
   EXPECT_EQ(other->decode({*other->special().end, 805}), "<x>");
+  EXPECT_EQ(ours->special().prompt_begin(), std::nullopt);
   EXPECT_NE(other->identity(), ours->identity());
   EXPECT_NE(other->encode(text), ours->encode(text));
 
@@ -209,6 +210,8 @@ TEST_F(BpeFiles, VocabularyAndMerges) {
   EXPECT_EQ(saved->special().begin, std::nullopt);
   EXPECT_EQ(saved->special().end, other->special().end);
   EXPECT_EQ(find<TokenizerSpec>("bpe").make(copy / "merges.txt")->encode(text), other->encode(text));
+  write("tokenizer_config.json", R"({"add_bos_token": true, "bos_token": "<|endoftext|>"})");
+  EXPECT_EQ(make()->special().prompt_begin(), 0);
   write("merges.txt", merges + "a b c\n");
   EXPECT_TRUE(throws_error([&] { make(); }, {"merges.txt: merge ", "\"a b c\"", "two tokens"}));
   write("merges.txt", merges + "a qq\n");
@@ -218,6 +221,19 @@ TEST_F(BpeFiles, VocabularyAndMerges) {
 TEST_F(BpeFiles, SpecialTokens) {
   write("tokenizer.json", read_file(kData / "llama2.json"));
   EXPECT_EQ(make()->special().begin, 1);
+  EXPECT_EQ(make()->special().prompt_begin(), std::nullopt);
+  Json behind = Json::parse(read_file(kData / "llama2.json"));
+  const auto put_before = [&](const Json& first) {
+    const Json pieces = {first, {{"Sequence", {{"id", "A"}, {"type_id", 0}}}}};
+    const Json last = {{"type", "TemplateProcessing"}, {"single", pieces}};
+    behind["post_processor"] = {{"type", "Sequence"}, {"processors", {{{"type", "ByteLevel"}}, last}}};
+    write("tokenizer.json", behind.dump());
+    return make()->special().prompt_begin();
+  };
+  EXPECT_EQ(put_before({{"SpecialToken", {{"id", "<s>"}, {"type_id", 0}}}}), 1);
+  EXPECT_EQ(put_before({{"SpecialToken", {{"id", "</s>"}, {"type_id", 0}}}}), std::nullopt) << "not the begin token";
+  EXPECT_EQ(put_before({{"Sequence", {{"id", "B"}, {"type_id", 0}}}}), std::nullopt);
+  write("tokenizer.json", read_file(kData / "llama2.json"));
   EXPECT_EQ(make()->special().end, 2);
   write("config.json", R"({"bos_token_id": 5, "eos_token_id": [6, 7], "pad_token_id": null})");
   EXPECT_EQ(make()->special().begin, 5);

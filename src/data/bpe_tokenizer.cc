@@ -175,6 +175,7 @@ class SpecialNames {
       }
       return known->second;
     };
+    special.before_prompts = !parts_.first_token.empty() && parts_.first_token == found_["bos"];
     special.begin = id("bos"), special.end = id("eos"), special.mask = id("mask"), special.pad = id("pad");
     return special;
   }

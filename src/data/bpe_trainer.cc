@@ -172,13 +172,24 @@ std::string write_tokenizer_json(const BpeModel& model, const std::string& docum
                      {"normalized", false},
                      {"special", true}});
   }
+  const auto special = [](const std::string& content) {
+    return Json({{"SpecialToken", {{"id", content}, {"type_id", 0}}}});
+  };
+  const auto sequence = [](const char* id) { return Json({{"Sequence", {{"id", id}, {"type_id", 0}}}}); };
+  Json behind;  // a text goes behind the document token, as it is learned
+  if (!document.empty()) {
+    behind = {{"type", "TemplateProcessing"},
+              {"single", {special(document), sequence("A")}},
+              {"pair", {special(document), sequence("A"), special(document), sequence("B")}},
+              {"special_tokens", {{document, {{"id", document}, {"ids", {0}}, {"tokens", {document}}}}}}};
+  }
   const Json head = {{"version", "1.0"},
                      {"truncation", nullptr},
                      {"padding", nullptr},
                      {"added_tokens", added},
                      {"normalizer", nullptr},
                      {"pre_tokenizer", byte_level},
-                     {"post_processor", nullptr},
+                     {"post_processor", behind},
                      {"decoder", byte_level},
                      {"model",
                       {{"type", "BPE"},

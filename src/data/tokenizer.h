@@ -17,6 +17,9 @@ namespace lineal {
 /// documents of a batch.
 struct SpecialTokens {
   std::optional<int64_t> begin, end, mask, pad;
+  bool before_prompts = true;  // `begin`, which documents always have
+  /// What a prompt is put behind, if anything.
+  std::optional<int64_t> prompt_begin() const { return before_prompts ? begin : std::nullopt; }
   bool has(int64_t id) const { return begin == id || end == id || mask == id || pad == id; }
 };
 

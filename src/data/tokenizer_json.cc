@@ -444,6 +444,21 @@ SortedJson read_json(const fs::path& file) {
   return Reader(who, unused, false).read(read_file(file));
 }
 
+/// The content of the special token that the first of these processors puts before a single text; "": none.
+std::string first_token(const Node& processor) {
+  if (processor.is_null()) return "";
+  if (const Node several = processor.at("processors"); !several.is_null()) {
+    for (const Node& one : several.items()) {
+      if (const std::string found = first_token(one); !found.empty()) return found;
+    }
+  }
+  const Node single = processor.at("single");
+  const auto pieces = single.is_null() ? std::vector<Node>() : single.items();
+  if (pieces.empty()) return "";
+  const Node token = pieces[0].at("SpecialToken");
+  return token.is_null() ? "" : token.at("id").string();
+}
+
 }  // namespace
 
 std::string TokenDecoder::bytes(const std::string& token) const {
@@ -481,6 +496,7 @@ TokenizerParts read_tokenizer_json(std::string_view bytes, const std::string& wh
   if (decoder.is_null() && !parts.model.byte_level) decoder.refuse("a decoder");
   read_decoder(decoder, parts.decoder);
   if (decoder.is_null()) parts.decoder.byte_level = true;
+  parts.first_token = first_token(root.at("post_processor"));
   const Node added = root.at("added_tokens");
   if (added.is_null()) return parts;
   for (const Node& token : added.items()) parts.added.push_back(read_added(token, token.at("id").count(kMostInteger)));
@@ -509,6 +525,7 @@ TokenizerParts read_vocab_and_merges(const fs::path& folder) {
   if (fs::exists(config)) {
     const SortedJson json = read_json(config);
     const Node root(json, config.string(), "");
+    if (root.at("add_bos_token").flag(false)) parts.first_token = root.at("bos_token").name();
     prefix = root.at("add_prefix_space").flag(false);
     qwen2 = root.at("tokenizer_class").name().starts_with("Qwen2");
     const Node added = root.at("added_tokens_decoder");

@@ -29,12 +29,13 @@ struct TokenizerParts {
   BpeModel model;
   TokenDecoder decoder;
   std::vector<AddedToken> added;
+  std::string first_token;  // that a single text is put behind, by the post-processor; "": none
 };
 
-/// Reads what a tokenizer.json says of encoding and decoding. What it says of truncation, padding and post-processing
-/// is passed over: they shape the input of one call of one model, where Tokenizer::special tells what surrounds a
-/// document. Throws Error naming `who`, the field, what was found and what is supported. Memory is bounded by a
-/// multiple of the file's size.
+/// Reads what a tokenizer.json says of encoding and decoding. What it says of truncation and padding is passed over,
+/// and of post-processing all but the token that a text is put behind: they shape the input of one call of one model,
+/// where Tokenizer::special tells what surrounds a document. Throws Error naming `who`, the field, what was found and
+/// what is supported. Memory is bounded by a multiple of the file's size.
 TokenizerParts read_tokenizer_json(std::string_view bytes, const std::string& who);
 
 /// The folder's vocab.json, merges.txt, and if they are there added_tokens.json and what tokenizer_config.json says of

@@ -29,10 +29,10 @@ size_t least(const std::vector<double>& values) {
 
 size_t Answer::likeliest() const { return least(nats); }
 
-size_t Answer::likeliest_per_byte() const {
-  std::vector<double> per_byte;
-  for (size_t i = 0; i < nats.size(); ++i) per_byte.push_back(nats[i] / static_cast<double>(bytes[i]));
-  return least(per_byte);
+size_t Answer::likeliest_per(const std::vector<int64_t>& sizes) const {
+  std::vector<double> shares;
+  for (size_t i = 0; i < nats.size(); ++i) shares.push_back(nats[i] / static_cast<double>(sizes[i]));
+  return least(shares);
 }
 
 std::optional<double> Share::error() const {
@@ -43,7 +43,8 @@ std::optional<double> Share::error() const {
 void TaskScores::add(const Question& question, const Answer& answer) {
   if (question.choices.size() > 1) {
     accuracy.add(answer.likeliest() == question.answer);
-    accuracy_per_byte.add(answer.likeliest_per_byte() == question.answer);
+    accuracy_per_character.add(answer.likeliest_per(answer.characters) == question.answer);
+    accuracy_per_byte.add(answer.likeliest_per(answer.bytes) == question.answer);
   } else {
     exact_match.add(stripped(answer.written) == stripped(question.right()));
     greedy.add(answer.greedy);
@@ -64,9 +65,10 @@ Examiner::Examiner(std::shared_ptr<LanguageModel> model, const Tokenizer& tokeni
   introduced_ = nothing_;
 }
 
-std::vector<int64_t> Examiner::encode(const std::string& text) const {
+std::vector<int64_t> Examiner::encode(const std::string& text, bool after_begin) const {
   std::vector<int64_t> ids = tokenizer_.encode(text);
-  if (const auto begin = tokenizer_.special().begin) ids.insert(ids.begin(), *begin);
+  const SpecialTokens special = tokenizer_.special();
+  if (const auto begin = after_begin ? special.begin : special.prompt_begin()) ids.insert(ids.begin(), *begin);
   return ids;
 }
 
@@ -76,7 +78,7 @@ void Examiner::set_introduction(const std::string& text) {
 }
 
 Examiner::Tokens Examiner::cut(const std::string& context, const std::string& choice) const {
-  const auto before = encode(context), whole = encode(context + choice);
+  const auto before = encode(context, context.empty()), whole = encode(context + choice, context.empty());
   if (before.empty() || whole.size() < 2) {
     fail("eval: '", context, "' and '", choice, "' are ", whole.size(), " tokens, expected one of each at least");
   }
@@ -170,7 +172,10 @@ Answer Examiner::answer(const Question& question) {
     const auto sum = nats[i].to(at::kDouble).sum().item<double>();
     if (!std::isfinite(sum)) fail("eval: the loss of '", question.choices[i], "' is not finite; is the model sound?");
     answer.nats.push_back(sum);
-    answer.bytes.push_back(std::ssize(stripped(question.choices[i])));
+    const std::string choice = stripped(question.choices[i]);
+    const auto continues = [](char c) { return (static_cast<unsigned char>(c) & 0xC0) == 0x80; };
+    answer.bytes.push_back(std::ssize(choice));
+    answer.characters.push_back(std::ssize(choice) - std::count_if(choice.begin(), choice.end(), continues));
   }
   answer.tokens = nats[question.answer].numel();
   answer.greedy = greedy[question.answer];

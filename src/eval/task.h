@@ -24,14 +24,14 @@ struct TaskOptions {
 
 /// How a model answered one question.
 struct Answer {
-  std::vector<double> nats;    // of each choice after the context: minus its log-likelihood
-  std::vector<int64_t> bytes;  // of each choice
-  int64_t tokens = 0;          // of the right choice
-  bool greedy = false;         // each of those is the likeliest after the ones before it
-  std::string written;         // of a question with one choice: what the model writes, likeliest token by token
+  std::vector<double> nats;                // of each choice after the context: minus its log-likelihood
+  std::vector<int64_t> characters, bytes;  // of each choice
+  int64_t tokens = 0;                      // of the right choice
+  bool greedy = false;                     // each of those is the likeliest after the ones before it
+  std::string written;  // of a question with one choice: what the model writes, likeliest token by token
 
-  size_t likeliest() const;           // index of the choice of least nats
-  size_t likeliest_per_byte() const;  // of least nats per byte
+  size_t likeliest() const;                                       // index of the choice of least nats
+  size_t likeliest_per(const std::vector<int64_t>& sizes) const;  // of least nats for its size
 };
 
 /// A share of questions; its standard error needs two.
@@ -44,7 +44,8 @@ struct Share {
 
 struct TaskScores {
   std::string group;
-  Share accuracy, accuracy_per_byte;  // of questions with choices
+  Share accuracy, accuracy_per_character, accuracy_per_byte;  // of questions with choices; acc, acc_norm and acc_bytes
+                                                              // of lm-evaluation-harness
   Share exact_match, greedy;  // of questions with a target: what is written is it but for blanks at its ends; as Answer
   LossSum loss;               // of the right choices
 
@@ -73,7 +74,7 @@ class Examiner {
     std::vector<int64_t> before, choice;
   };
 
-  std::vector<int64_t> encode(const std::string& text) const;
+  std::vector<int64_t> encode(const std::string& text, bool after_begin = false) const;
   /// The tokens of both together, cut where those of the context end.
   Tokens cut(const std::string& context, const std::string& choice) const;
   Reading read(const std::vector<int64_t>& ids, const Reading& from) const;

@@ -180,11 +180,12 @@ TEST(Task, WrittenAnswersAreTheLikeliestTokens) {
 TEST(Task, Scores) {
   TaskScores scores;
   const Question choice{"c", {" a", " bbbb"}, 1, "g"}, target{"c", {" 42"}, 0, "g"};
-  scores.add(choice, {.nats = {2, 4}, .bytes = {1, 4}, .tokens = 5});  // likeliest: a; per byte: bbbb
-  scores.add(choice, {.nats = {9, 4}, .bytes = {1, 4}, .tokens = 5});
+  scores.add(choice, {.nats = {2, 4}, .characters = {1, 1}, .bytes = {1, 4}, .tokens = 5});  // likeliest per byte
+  scores.add(choice, {.nats = {9, 4}, .characters = {1, 4}, .bytes = {1, 4}, .tokens = 5});
   scores.add(target, {.nats = {1}, .bytes = {2}, .tokens = 3, .greedy = false, .written = "42 \n"});
   scores.add(target, {.nats = {1}, .bytes = {2}, .tokens = 3, .greedy = true, .written = "43"});
   EXPECT_EQ(scores.accuracy.right, 1);
+  EXPECT_EQ(scores.accuracy_per_character.right, 1);
   EXPECT_EQ(scores.accuracy_per_byte.right, 2);
   EXPECT_EQ(scores.exact_match.right, 1);
   EXPECT_EQ(scores.greedy.right, 1);

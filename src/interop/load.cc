@@ -38,7 +38,10 @@ fs::path model_directory(const fs::path& path) {
   if (!fs::exists(found))
     fail("model: ", path.string(), " does not exist, expected a model directory or a run's folder");
   if (!fs::is_directory(found)) fail("model: ", path.string(), " is a file, expected a model directory");
-  if (!fs::is_directory(path / "checkpoints", error)) return path;
+  if (!fs::is_directory(path / "checkpoints", error)) {
+    if (fs::exists(path / "config.json", error)) return path;
+    fail("model: ", path.string(), " has no config.json, expected a model directory or a run's folder");
+  }
   const auto newest = newest_checkpoint(path);
   if (!newest) fail("model: ", path.string(), " is a run without a checkpoint yet");
   return newest->path;
