@@ -27,6 +27,13 @@ TEST(Errors, SuggestTheNearestName) {
                "train: unknown mixer 'ttt_mpl'; did you mean 'ttt_mlp'? (known: attention, ttt_linear, ttt_mlp)");
 }
 
+TEST(Errors, ANameIsOnOneLineOfBoundedLength) {
+  EXPECT_ERROR(fail_unknown("x", "tensor", "a\nb\r\x7f", {"abc"}), "x: unknown tensor 'a?b??' (known: abc)");
+  std::vector<std::string> known(1000, std::string(100, 'k'));
+  EXPECT_ERROR(fail_unknown("x", "tensor", std::string(10'000'000, 'z'), known),
+               "x: unknown tensor '" + std::string(200, 'z') + "...' (known: k");
+}
+
 TEST(Errors, OfALongListOnlyTheFirst) {
   std::vector<std::string> known;
   for (int i = 0; i < 1000; ++i) known.push_back(text("name", i));

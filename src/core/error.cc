@@ -22,12 +22,25 @@ size_t edit_distance(std::string_view a, std::string_view b) {
   return row.back();
 }
 
+constexpr size_t kLongestName = 200;
+
+/// On one line of bounded length, whatever a file calls something.
+std::string one_line(std::string_view name) {
+  size_t end = std::min(name.size(), kLongestName);
+  while (end < name.size() && end > 0 && (static_cast<unsigned char>(name[end]) & 0xC0) == 0x80) --end;
+  std::string line(name.substr(0, end));
+  std::replace_if(
+      line.begin(), line.end(), [](char c) { return (c >= 0 && c < ' ') || c == 0x7F; }, '?');
+  return line + (end < name.size() ? "..." : "");
+}
+
 }  // namespace
 
 std::string reason(int error) { return std::generic_category().message(error); }
 
 std::string nearest(std::string_view name, const std::vector<std::string>& candidates) {
   std::string best;
+  if (name.size() > kLongestName) return best;
   size_t best_distance = std::min((name.size() + 2) / 3 + 1, name.size());
   for (const auto& candidate : candidates) {
     const size_t distance = edit_distance(name, candidate);
@@ -48,7 +61,7 @@ void fail_unknown(std::string_view who, std::string_view what, std::string_view 
     known += (known.empty() ? "" : ", ") + candidate;
   }
   const std::string near = nearest(name, candidates);
-  fail(who, who.empty() ? "" : ": ", "unknown ", what, " '", name, "'",
+  fail(who, who.empty() ? "" : ": ", "unknown ", what, " '", one_line(name), "'",
        near.empty() ? "" : "; did you mean '" + near + "'?", " (known: ", known, ")");
 }
 

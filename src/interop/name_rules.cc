@@ -147,10 +147,11 @@ std::vector<FileTensor> read_index(const fs::path& dir) {
   for (auto& [file, names] : files) {
     const std::string who = (dir / file).string();
     for (const auto& [name, tensor] : load_safetensors(dir / file).tensors) {
-      if (names.erase(name) == 0) fail(who, ": tensor ", name, " is not in ", kIndex);
+      if (names.erase(name) == 0) fail(who, ": tensor ", line_of(name), " is not in ", kIndex);
       result.push_back({name, tensor, who});
     }
-    if (!names.empty()) fail(who, ": tensor ", *names.begin(), " is missing, which ", kIndex, " says is there");
+    if (!names.empty())
+      fail(who, ": tensor ", line_of(*names.begin()), " is missing, which ", kIndex, " says is there");
   }
   return result;
 }
