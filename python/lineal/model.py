@@ -150,8 +150,8 @@ class LanguageModel(Module):
         return _from_files, (files, next(self.parameters()).dtype, self.training, taught)
 
     def _tokens(self, tokens: Tensor) -> Tensor:
-        if not isinstance(tokens, Tensor) or tokens.is_floating_point() or tokens.dim() != 2:
-            got = f"{tokens.dtype} {list(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
+        if not isinstance(tokens, Tensor) or tokens.is_floating_point():
+            got = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
             raise _C.Error(f"tokens: they are {got}, expected a tensor of int64 [B, T]")
         return tokens
 

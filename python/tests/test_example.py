@@ -25,7 +25,8 @@ class ExampleTest(unittest.TestCase):
         return done.stdout
 
     def test_a_new_model(self):
-        self.assertIn("step 0: loss 5.5", self.run_fork("--steps", "2", "--context", "20", "--layers", "delta_net"))
+        run = self.run_fork("--steps", "2", "--context", "20", "--layers", "delta_net")
+        self.assertRegex(run, r"step 0: loss 5\.[3-7]")  # about log 256
 
     def test_a_given_model(self):
         self.assertNotIn("step", self.run_fork("-m", "MODEL"))

@@ -213,7 +213,7 @@ class ModelTest(unittest.TestCase):
             ("nothing has been read", lambda: model.generate("")),
             ("holds 2 sequences, expected one", lambda: model.initial_state(2).save(self.dir / "two")),
             ("saved with another model", lambda: self.foreign(other)),
-            (r"tokens: they are torch.float32 \[1, 2\], expected a tensor of int64", lambda: model(torch.ones(1, 2))),
+            ("tokens: they are torch.float32, expected a tensor of int64", lambda: model(torch.ones(1, 2))),
             ("tokens: they are list", lambda: model([[1, 2]])),
             ("state: it is dict, expected a lineal.State", lambda: model(ids(1, 4), {})),
             ("assign=True", lambda: model.load_state_dict(model.state_dict(), assign=True)),

@@ -28,7 +28,9 @@ TEST(Errors, SuggestTheNearestName) {
 }
 
 TEST(Errors, ANameIsOnOneLineOfBoundedLength) {
-  EXPECT_ERROR(fail_unknown("x", "tensor", "a\nb\r\x7f", {"abc"}), "x: unknown tensor 'a?b?" "?' (known: abc)");
+  EXPECT_ERROR(fail_unknown("x", "tensor", "a\nb\r\x7f", {"abc"}),
+               "x: unknown tensor 'a?b?"
+               "?' (known: abc)");
   std::vector<std::string> known(1000, std::string(100, 'k'));
   EXPECT_ERROR(fail_unknown("x", "tensor", std::string(10'000'000, 'z'), known),
                "x: unknown tensor '" + std::string(200, 'z') + "...' (known: k");

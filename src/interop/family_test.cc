@@ -318,9 +318,9 @@ TEST_F(Directory, ShardsAreReadByTheirIndex) {
   with([](Json& j) { j["weight_map"]["head.weight"] = "../model-00001-of-00006.safetensors"; });
   EXPECT_ERROR(load_model(folder.path()), "expected a file beside it");
   with([](Json& j) { j["weight_map"]["more"] = "model-00001-of-00006.safetensors"; });
-  EXPECT_ERROR(load_model(folder.path()), "tensor more is missing");
+  EXPECT_ERROR(load_model(folder.path()), "tensor \"more\" is missing");
   with([](Json& j) { j["weight_map"].erase("head.weight"); });
-  EXPECT_ERROR(load_model(folder.path()), "tensor head.weight is not in");
+  EXPECT_ERROR(load_model(folder.path()), "tensor \"head.weight\" is not in");
   with([](Json& j) { j.erase("weight_map"); });
   EXPECT_ERROR(load_model(folder.path()), "expected a JSON object with \"weight_map\"");
   fs::remove(folder / "model.safetensors.index.json");
