@@ -172,6 +172,7 @@ PYBIND11_MODULE(_C, m) {
 
   py::class_<Mixer, std::shared_ptr<Mixer>, Module>(m, "Mixer")
       .def(py::init([](const std::string& name, const Options& options, int64_t hidden_size) {
+             if (hidden_size < 1) fail(name, ": hidden_size is ", hidden_size, ", expected at least 1");
              return make_mixer(name, parsed(options, name), hidden_size);
            }),
            arg("name"), arg("options"), arg("hidden_size"))

@@ -167,6 +167,7 @@ class MixerTest(unittest.TestCase):
         for words, call in [
             ("unknown mixer 'perfomer'; did you mean 'performer'", lambda: lineal.mixer("perfomer", 8)),
             ("unknown field 'num_featres'", lambda: lineal.mixer("performer", 8, num_featres=3)),
+            ("delta_net: hidden_size is 0, expected at least 1", lambda: lineal.mixer("delta_net", 0)),
             ("expected a divisor of hidden_size 10", lambda: lineal.mixer("performer", 10, num_attention_heads=4)),
             ("x is \\[2, 8\\], expected \\[B, T, D=8\\]", lambda: made(randn(2, 8))),
             ("the state holds 3 sequences, x has 2", lambda: made(randn(2, 4, 8), made.initial_state(3))),

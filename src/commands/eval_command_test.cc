@@ -352,7 +352,7 @@ TEST_F(EvalCommand, ShowsProgressOnATerminalAlone) {
 TEST_F(EvalCommand, OutOfMemorySaysWhatNeedsLess) {
   write_atomic(folder / "text", some_text(1'000'000));
   const Names args = {"eval", "-m", path("model"), "-t", "1", path("text"), "--chunk", "1000000"};
-  EXPECT_TRUE(refused(run_program(args, folder.path(), {.most_memory = int64_t{1} << 28}),
+  EXPECT_TRUE(refused(run_program(args, folder.path(), {.most_memory = start_memory() + (1 << 27)}),
                       {"eval: out of memory, allocating ", " bytes; needs less: a smaller --chunk or model"}));
 }
 

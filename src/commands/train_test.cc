@@ -168,7 +168,7 @@ TEST_F(TrainProgram, MemoryIsThatOfTheSegmentNotOfTheContext) {
 
 TEST_F(TrainProgram, OutOfMemorySaysWhatNeedsLess) {
   const ProgramResult result = run_program(tiny("run", {"--batch-size", "512", "-c", "512", "--hidden-size", "96"}),
-                                           folder_.path(), {.most_memory = int64_t{1} << 28});
+                                           folder_.path(), {.most_memory = start_memory() + (1 << 27)});
   EXPECT_EQ(result.code, 2) << result.err;
   for (const char* part : {"train: out of memory, allocating ", "needs less: a smaller --batch-size"}) {
     EXPECT_NE(result.err.find(part), std::string::npos) << part << " in " << result.err;
@@ -208,7 +208,7 @@ TEST_F(TrainProgram, ARunWithoutACheckpointStartsAnew) {
   ASSERT_EQ(run(tiny("whole", {"--steps", "2", "--lr", "0.01"})).code, 0);
   const auto fails = [&] {
     return run_program(tiny("run", {"--batch-size", "512", "-c", "512", "--hidden-size", "96"}), folder_.path(),
-                       {.most_memory = int64_t{1} << 28});
+                       {.most_memory = start_memory() + (1 << 27)});
   };
   ASSERT_EQ(fails().code, 2);
   ASSERT_TRUE(fs::exists(folder_ / "run" / "config.json"));

@@ -212,6 +212,9 @@ TEST_F(BpeFiles, VocabularyAndMerges) {
   EXPECT_EQ(find<TokenizerSpec>("bpe").make(copy / "merges.txt")->encode(text), other->encode(text));
   write("tokenizer_config.json", R"({"add_bos_token": true, "bos_token": "<|endoftext|>"})");
   EXPECT_EQ(make()->special().prompt_begin(), 0);
+  write("added_tokens.json", "[3]");
+  EXPECT_TRUE(throws_error([&] { make(); }, {"added_tokens.json: expected an object"}));
+  write("added_tokens.json", "{}");
   write("merges.txt", merges + "a b c\n");
   EXPECT_TRUE(throws_error([&] { make(); }, {"merges.txt: merge ", "\"a b c\"", "two tokens"}));
   write("merges.txt", merges + "a qq\n");

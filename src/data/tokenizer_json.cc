@@ -541,7 +541,7 @@ TokenizerParts read_vocab_and_merges(const fs::path& folder) {
   if (fs::exists(more)) {
     BpeModel added;
     const std::string who = more.string();
-    Reader(who, added, true).read(read_file(more));
+    if (!Reader(who, added, true).read(read_file(more)).is_null()) fail(who, ": expected an object of tokens and ids");
     std::set<std::string> known;
     for (const AddedToken& token : parts.added) known.insert(token.content);
     for (const auto& [content, id] : added.vocabulary) {

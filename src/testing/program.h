@@ -31,7 +31,7 @@ struct ProgramSettings {
   std::string input = "";   // standard input
   std::string out = "";     // where standard output goes, when not to ProgramResult::out
   bool terminal = false;    // standard error is a terminal
-  int64_t most_memory = 0;  // allocations beyond so many bytes fail; 0: no bound
+  int64_t most_memory = 0;  // allocations fail beyond so many bytes, libraries included; 0: no bound
 };
 
 /// A process running LINEAL_PROGRAM; killed at the end of its scope if it still runs. Its cache lies in `home`.
@@ -114,6 +114,19 @@ class Program {
 inline ProgramResult run_program(const std::vector<std::string>& args, const std::filesystem::path& home,
                                  const ProgramSettings& settings = {}) {
   return Program(args, home, settings).wait();
+}
+
+/// About the least most_memory in which the program starts at all: LibTorch's libraries for GPUs take most of a GiB.
+inline int64_t start_memory() {
+  static const int64_t found = [] {
+    const TemporaryFolder home;
+    int64_t most = int64_t{1} << 26;
+    while (run_program({"--version"}, home.path(), {.most_memory = most}).code != 0 && most < int64_t{1} << 34) {
+      most += most / 4;
+    }
+    return most;
+  }();
+  return found;
 }
 
 /// A user's mistake: exit code 2, nothing on standard output, one line on standard error with every part.
