@@ -16,29 +16,28 @@ import tempfile
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
-CHOICES = """
-task: choices
+TASK = """
+task: NAME
 dataset_path: json
-dataset_kwargs: {data_files: {test: FILE}}
+dataset_kwargs: {data_files: {test: FOLDER/NAME.jsonl}}
 test_split: test
-output_type: multiple_choice
 doc_to_text: "{{query}}"
+"""
+KINDS = {
+    "choices": """
+output_type: multiple_choice
 doc_to_choice: choices
 doc_to_target: gold
 metric_list: [{metric: acc}, {metric: acc_norm}, {metric: acc_bytes}]
-"""
-TARGETS = """
-task: targets
-dataset_path: json
-dataset_kwargs: {data_files: {test: FILE}}
-test_split: test
+""",
+    "targets": """
 output_type: generate_until
-doc_to_text: "{{query}}"
 doc_to_target: target
 generation_kwargs: {until: ["\\n"], max_gen_toks: 8, do_sample: false}
 filter_list: [{name: words, filter: [{function: remove_whitespace}, {function: take_first}]}]
 metric_list: [{metric: exact_match}]
-"""
+""",
+}
 
 
 def make_model(torch, transformers, folder, vocabulary):
@@ -99,11 +98,12 @@ def main():
         model, tokenizer = make_model(torch, transformers, folder / "model", str(folder / "tokenizer.json"))
         make_questions(folder, text.read_text(), model, tokenizer, 200)
         (folder / "tasks").mkdir()
-        for task, lines in (("choices", CHOICES), ("targets", TARGETS)):
-            (folder / "tasks" / f"{task}.yaml").write_text(lines.replace("FILE", str(folder / f"{task}.jsonl")))
+        for task, kind in KINDS.items():
+            lines = TASK.replace("NAME", task).replace("FOLDER", str(folder)) + kind
+            (folder / "tasks" / f"{task}.yaml").write_text(lines)
         theirs = lm_eval.simple_evaluate(
             model="hf", model_args={"pretrained": str(folder / "model"), "dtype": "float32"}, device="cpu",
-            tasks=["choices", "targets"],
+            tasks=list(KINDS),
             task_manager=lm_eval.tasks.TaskManager(include_path=str(folder / "tasks"), include_defaults=False))["results"]
         run = subprocess.run([lineal, "eval", "-m", folder / "model", "--task", folder / "choices.jsonl", "--task",
                               folder / "targets.jsonl", "--max-answer", "8", "--json"], capture_output=True, text=True,
