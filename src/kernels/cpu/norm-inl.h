@@ -24,11 +24,45 @@ struct Rows {
   operator Rows<const Float>() const { return {data, step}; }
 };
 
-/// f(i, R) with a compile-time R for groups of rows that cover [0, c).
-template <class F>
-HWY_INLINE void each_rows(int64_t c, const F& f) {
-  each_piece<4>(c, f);
+/// f(j) for the first element of every vector of a row: N of them, or as many as n has where N is 0.
+template <int N, class F>
+HWY_INLINE void each_vector(int64_t n, const F& f) {
+  if constexpr (N > 0) {
+    LINEAL_UNROLL
+    for (int i = 0; i < N; ++i) f(i * kLanes);
+  } else {
+    for (int64_t j = 0; j < n; j += kLanes) f(j);
+  }
 }
+
+/// Rows of so many vectors stay in registers from pass to pass, four at once.
+constexpr int kHeld = kAccumulators == 24 ? 4 : 0;
+
+/// R rows that are read and written in passes: N vectors each, in registers, or of any length, where they lie.
+template <int R, int N, class Float = float>
+class Held {
+ public:
+  explicit HWY_INLINE Held(Rows<Float> at) : at_(at) {
+    each_vector<N>(0, [&](int64_t j) {
+      for (int i = 0; i < R; ++i) v_[j / kLanes][i] = load(at[i] + j);
+    });
+  }
+  HWY_INLINE Vec get(int64_t j, int i) const {
+    if constexpr (N > 0) return v_[j / kLanes][i];
+    return load(at_[i] + j);
+  }
+  HWY_INLINE void set(int64_t j, int i, Vec v) {
+    if constexpr (N > 0) {
+      v_[j / kLanes][i] = v;
+    } else {
+      store(v, at_[i] + j);
+    }
+  }
+
+ private:
+  Rows<Float> at_;
+  Vec v_[N > 0 ? N : 1][R];
+};
 
 /// LN(x) = gamma xhat + beta with xhat = (x - mean) r, r = 1 / sqrt(variance + eps).
 struct Norm {
@@ -60,26 +94,44 @@ struct Norm {
   static HWY_INLINE void clear(Vec (&v)[R]) {
     for (int r = 0; r < R; ++r) v[r] = hn::Zero(kWide);
   }
+  /// Zero beyond the columns in use.
+  template <int N>
+  HWY_INLINE Vec within(Vec v, int64_t j) const {
+    return N > 0 ? v : hn::Mul(v, load(valid + j));
+  }
+
+  /// f(i, R, N) for groups of R rows that cover [0, c), their vectors N or 0, both at compile time.
+  template <class F>
+  HWY_INLINE void each_rows(int64_t c, const F& f) const {
+    if (kHeld > 0 && K == kHeld * kLanes && c % 4 == 0) {
+      for (int64_t i = 0; i < c; i += 4) f(i, std::integral_constant<int, 4>(), std::integral_constant<int, kHeld>());
+    } else {
+      each_piece<4>(c, [&](int64_t i, auto count) { f(i, count, std::integral_constant<int, 0>()); });
+    }
+  }
 
   /// x becomes x + bias - mean; r [R] is found.
-  template <int R>
-  HWY_INLINE void centre(Rows<float> x, const float* bias, float* r) const {
+  template <int R, int N>
+  HWY_INLINE void centre(Held<R, N>& x, const float* bias, float* r) const {
     Vec sum[R], squares[R];
     clear<R>(sum), clear<R>(squares);
-    for (int64_t j = 0; j < padded; j += kLanes) {
+    each_vector<N>(padded, [&](int64_t j) {
       const Vec b = load(bias + j);
-      for (int i = 0; i < R; ++i) sum[i] = hn::Add(sum[i], hn::Add(load(x[i] + j), b));
-    }
+      for (int i = 0; i < R; ++i) {
+        const Vec y = hn::Add(x.get(j, i), b);
+        x.set(j, i, y);
+        sum[i] = hn::Add(sum[i], y);
+      }
+    });
     Vec mean[R];
     means<R>(sum, mean);
-    for (int64_t j = 0; j < padded; j += kLanes) {
-      const Vec b = load(bias + j), used = load(valid + j);
+    each_vector<N>(padded, [&](int64_t j) {
       for (int i = 0; i < R; ++i) {
-        const Vec centred = hn::Mul(hn::Sub(hn::Add(load(x[i] + j), b), mean[i]), used);
+        const Vec centred = within<N>(hn::Sub(x.get(j, i), mean[i]), j);
         squares[i] = hn::MulAdd(centred, centred, squares[i]);
-        store(centred, x[i] + j);
+        x.set(j, i, centred);
       }
-    }
+    });
     float variance[4];
     sums<R>(squares, 1 / static_cast<float>(K), variance);
     const hn::FixedTag<float, 4> quad;
@@ -91,39 +143,42 @@ struct Norm {
   /// e = LN(x) - target, target = v - base; G = eta r (u - <u> - xhat <u xhat>), u = gamma e, which is eta times the
   /// gradient of 1/2 |e|^2 by x. normalizes: x becomes xhat = scale x, which goes around the caches to `kept` too if
   /// that is somewhere; else x is xhat. e may be G. Adds |e|^2 to `loss`.
-  template <bool normalizes, int R>
-  HWY_INLINE void loss_gradient(Rows<std::conditional_t<normalizes, float, const float>> x, const Vec (&scale)[R],
-                                const Vec (&eta_r)[R], Rows<float> kept, Rows<const float> v, Rows<const float> base,
-                                Rows<float> e, Rows<float> G, Vec& loss) const {
+  template <bool normalizes, int R, int N, class Float>
+  HWY_INLINE void loss_gradient(Held<R, N, Float>& x, const Vec (&scale)[R], const Vec (&eta_r)[R], Rows<float> kept,
+                                Rows<const float> v, Rows<const float> base, Rows<float> e, Rows<float> G,
+                                Vec& loss) const {
     Vec u_sum[R], ux_sum[R];
     clear<R>(u_sum), clear<R>(ux_sum);
-    for (int64_t j = 0; j < padded; j += kLanes) {
-      const Vec g = load(gamma + j), b = load(beta + j);
+    Vec squares = hn::Zero(kWide);
+    const float *const gammas = gamma, *const betas = beta;
+    each_vector<N>(padded, [&](int64_t j) {
+      const Vec g = load(gammas + j), b = load(betas + j);
       for (int i = 0; i < R; ++i) {
-        Vec normal = load(x[i] + j);
+        Vec normal = x.get(j, i);
         if constexpr (normalizes) {
           normal = hn::Mul(normal, scale[i]);
-          store(normal, x[i] + j);
+          x.set(j, i, normal);
           if (kept.data) hn::Stream(normal, kWide, kept[i] + j);
         }
         const Vec error = hn::Add(hn::Sub(hn::MulAdd(normal, g, b), load(v[i] + j)), load(base[i] + j));
         const Vec u = hn::Mul(g, error);
         u_sum[i] = hn::Add(u_sum[i], u);
         ux_sum[i] = hn::MulAdd(u, normal, ux_sum[i]);
-        loss = hn::MulAdd(error, error, loss);
+        squares = hn::MulAdd(error, error, squares);
         store(error, e[i] + j);
       }
-    }
+    });
+    loss = hn::Add(loss, squares);
     Vec mean_u[R], mean_ux[R];
     means<R>(u_sum, mean_u), means<R>(ux_sum, mean_ux);
-    for (int64_t j = 0; j < padded; j += kLanes) {
-      const Vec g = load(gamma + j), used = load(valid + j);
+    each_vector<N>(padded, [&](int64_t j) {
+      const Vec g = load(gammas + j);
       for (int i = 0; i < R; ++i) {
         const Vec centred = hn::Sub(hn::Mul(g, load(e[i] + j)), mean_u[i]);
-        const Vec inner = hn::NegMulAdd(load(x[i] + j), mean_ux[i], centred);
-        store(hn::Mul(hn::Mul(inner, eta_r[i]), used), G[i] + j);
+        const Vec inner = hn::NegMulAdd(x.get(j, i), mean_ux[i], centred);
+        store(within<N>(hn::Mul(inner, eta_r[i]), j), G[i] + j);
       }
-    }
+    });
   }
 
   /// From the gradient dy of LN(x): dx = r (h - <h> - xhat <h xhat>), h = gamma dy. Adds to dgamma and dbeta.

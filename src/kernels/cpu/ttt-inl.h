@@ -141,29 +141,30 @@ struct Head {
   void answer(const Place& at, int64_t c, Rows<float> Z, const float* bias, Tokens<void> to) const {
     const Rows<float> normal = kept(call.q_normal, at, c), o = output(to, at, c, o_);
     const Rows<const float> also = call.residual ? q : none();
-    each_rows(c, [&](int64_t first, auto count) {
-      constexpr int R = decltype(count)::value;
+    norm.each_rows(c, [&](int64_t first, auto count, auto vectors) {
+      constexpr int R = decltype(count)::value, N = decltype(vectors)::value;
+      Held<R, N> z(Z.from(first));
       float r[R] = {};
-      if (call.norm) norm.centre<R>(Z.from(first), bias, r);
+      if (call.norm) norm.centre(z, bias, r);
       Vec scale_r[R];
       Norm::spread<R>(r, scale_r);
       for (int i = 0; i < R && call.q_rstd; ++i) call.q_rstd[at.token(first + i)] = r[i];
-      for (int64_t j = 0; j < Kp; j += kLanes) {
+      each_vector<N>(Kp, [&](int64_t j) {
         const Vec gamma = load(norm.gamma + j), beta = load(call.norm ? norm.beta + j : bias + j);
         for (int i = 0; i < R; ++i) {
-          Vec z = load(Z[first + i] + j);
+          Vec y = z.get(j, i);
           if (call.norm) {
-            const Vec zhat = hn::Mul(z, scale_r[i]);
+            const Vec zhat = hn::Mul(y, scale_r[i]);
             if (normal.data) {
               hn::Stream(zhat, kWide, normal[first + i] + j);
             } else if (call.q_normal) {
-              store(zhat, Z[first + i] + j);
+              z.set(j, i, zhat);
             }
-            z = hn::Mul(zhat, gamma);
+            y = hn::Mul(zhat, gamma);
           }
-          store(hn::Add(hn::Add(z, beta), load(also[first + i] + j)), o[first + i] + j);
+          store(hn::Add(hn::Add(y, beta), load(also[first + i] + j)), o[first + i] + j);
         }
-      }
+      });
     });
     finish_kept(Z, call.q_normal, at, c);
     finish(o, to, at, c);
@@ -178,10 +179,11 @@ struct Head {
   HWY_INLINE double gradients(int64_t c, Rows<float> X, const float* bias, const Eta& eta, const Keep& keep,
                               Rows<float> normal, Rows<float> G) const {
     Vec squares = hn::Zero(kWide);
-    each_rows(c, [&](int64_t first, auto count) {
-      constexpr int R = decltype(count)::value;
+    norm.each_rows(c, [&](int64_t first, auto count, auto vectors) {
+      constexpr int R = decltype(count)::value, N = decltype(vectors)::value;
+      Held<R, N> x(X.from(first));
       float r[R], eta_r[R];
-      if (call.norm) norm.centre<R>(X.from(first), bias, r);
+      if (call.norm) norm.centre(x, bias, r);
       for (int i = 0; i < R; ++i) {
         if (!call.norm) r[i] = 1;
         keep(first + i, r[i]);
@@ -190,8 +192,8 @@ struct Head {
       Vec scale_r[R], step[R];
       Norm::spread<R>(r, scale_r), Norm::spread<R>(eta_r, step);
       if (call.norm) {
-        return norm.loss_gradient<true, R>(X.from(first), scale_r, step, normal.from(first), v.from(first),
-                                           base.from(first), G.from(first), G.from(first), squares);
+        return norm.loss_gradient<true>(x, scale_r, step, normal.from(first), v.from(first), base.from(first),
+                                        G.from(first), G.from(first), squares);
       }
       for (int64_t j = 0; j < Kp; j += kLanes) {
         for (int i = 0; i < R; ++i) {
@@ -295,8 +297,8 @@ struct HeadBackward : Head {
     normal = input({call.k_normal, false}, at, c, normal_);
     const Rows<float> e{e_, Kp}, g{G, Kp};
     Vec unused = hn::Zero(kWide);
-    each_rows(c, [&](int64_t first, auto count) {
-      constexpr int R = decltype(count)::value;
+    norm.each_rows(c, [&](int64_t first, auto count, auto vectors) {
+      constexpr int R = decltype(count)::value, N = decltype(vectors)::value;
       float eta_r[R];
       for (int i = 0; i < R; ++i) {
         r_[first + i] = call.norm ? call.k_rstd[at.token(first + i)] : 1;
@@ -306,8 +308,9 @@ struct HeadBackward : Head {
       Norm::spread<R>(eta_r, step);
       const Rows<const float> x = normal.from(first);
       if (call.norm) {
-        return norm.loss_gradient<false, R>(x, step, step, {}, v.from(first), base.from(first), e.from(first),
-                                            g.from(first), unused);
+        Held<R, N, const float> xhat(x);
+        return norm.loss_gradient<false>(xhat, step, step, {}, v.from(first), base.from(first), e.from(first),
+                                         g.from(first), unused);
       }
       for (int64_t j = 0; j < Kp; j += kLanes) {
         for (int i = 0; i < R; ++i) {
@@ -325,7 +328,7 @@ struct HeadBackward : Head {
     const Rows<const float> zhat = call.norm ? input({call.q_normal, false}, at, c, zhat_) : o;
     dk = output(d.k, at, c, dk_), dq = output(d.q, at, c, dq_);
     const Rows<const float> also = call.residual ? o : none();
-    each_rows(c, [&](int64_t first, auto count) {
+    each_piece<4>(c, [&](int64_t first, auto count) {
       constexpr int R = decltype(count)::value;
       float r[R];
       for (int i = 0; i < R; ++i) r[i] = call.norm ? call.q_rstd[at.token(first + i)] : 1;
@@ -363,7 +366,7 @@ struct HeadBackward : Head {
   void learn_backward(const Place& at, int64_t c, const float* dG, float* dX) {
     const Rows<float> e{e_, Kp}, dv = output(d.v, at, c, dv_);
     const Rows<float> dbase = call.residual ? dk : e;
-    each_rows(c, [&](int64_t first, auto count) {
+    each_piece<4>(c, [&](int64_t first, auto count) {
       constexpr int R = decltype(count)::value;
       float eta[R], deta[R];
       for (int i = 0; i < R; ++i) eta[i] = call.eta[at.token(first + i)];
