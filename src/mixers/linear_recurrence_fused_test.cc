@@ -215,17 +215,24 @@ TEST(FusedRecurrence, ARowDoesNotDependOnItsBatchNorOnThreads) {
   at::set_num_threads(threads);
 }
 
+/// Several states are saved of the long rows, for threads to begin at, and one of the short ones.
 TEST(FusedRecurrence, FewerHeadsThanThreads) {
   const int threads = at::get_num_threads();
-  for (const bool delta : {false, true}) {
-    const Leaves leaves({.B = 1, .T = 75, .H = 1, .K = 24, .V = 52, .delta = delta, .decay = channel}, at::kFloat);
+  for (const Case& c : {Case{.B = 1, .T = 75, .H = 1, .K = 24, .V = 52, .delta = true, .decay = channel},
+                        Case{.B = 1, .T = 700, .H = 1, .K = 24, .V = 52, .delta = true, .decay = channel},
+                        Case{.B = 2, .T = 700, .H = 1, .K = 24, .V = 20, .delta = true, .documents = true},
+                        Case{.B = 1, .T = 700, .H = 1, .K = 24, .V = 20, .documents = true, .decay = token},
+                        Case{.B = 1, .T = 700, .H = 1, .K = 24, .V = 20, .decay = channel},
+                        Case{.B = 1, .T = 700, .H = 2, .K = 24, .V = 20}}) {
+    const Leaves leaves(c, at::kFloat);
     at::set_num_threads(1);
     const auto alone = outcome(leaves, fused);
     for (const int count : {2, 3, 8}) {
       at::set_num_threads(count);
       const auto got = outcome(leaves, fused);
       for (size_t i = 0; i < got.size(); ++i) {
-        EXPECT_EQ(bit_difference(got[i].second, alone[i].second), "") << got[i].first << ", " << count << " threads";
+        EXPECT_EQ(bit_difference(got[i].second, alone[i].second), "")
+            << name(c) << ": " << got[i].first << ", " << count << " threads";
       }
     }
   }

@@ -56,24 +56,38 @@ class Backward {
 
   /// From the last chunks to the first, some at a time: head after head, so that memory is read in its order.
   void run(int64_t b, int64_t first_head, int64_t heads) {
-    const int64_t size = K_ * V_, keep = call_.keep, count = call_.row_chunks(b);
-    for (int64_t h = 0; h < heads; ++h) {
-      load_state(d_.S_after + (b * call_.H + first_head + h) * size, gradients_ + h * state_size_);
-      if (d_.peak) peak_gradients_[h] = d_.peak_after[b * call_.H + first_head + h];
-    }
-    for (int64_t first = (count - 1) / keep * keep; first >= 0; first -= keep) {
+    for (int64_t i = 0; i < heads; ++i) begin(b, first_head + i, i);
+    for (int64_t n = groups(b); n-- > 0;) {
       for (int64_t i = 0; i < heads; ++i) {
-        R_ = gradients_ + i * state_size_;
-        if (d_.peak) dp_ = peak_gradients_ + i;
-        some_chunks(b, first_head + i, first, std::min(count, first + keep));
+        select(i);
+        group(b, first_head + i, n);
       }
     }
-    for (int64_t h = 0; h < heads; ++h) {
-      float* to = d_.S + (b * call_.H + first_head + h) * size;
-      transpose(V_, K_, gradients_ + h * state_size_, Kp_, work_, Vp_);
-      for (int64_t i = 0; i < K_; ++i) copy(work_ + i * Vp_, V_, to + i * V_);
-      if (d_.peak) d_.peak[b * call_.H + first_head + h] = peak_gradients_[h];
+    for (int64_t i = 0; i < heads; ++i) end(b, first_head + i, i);
+  }
+
+  /// R^T of a head after each of `parts` parts of its chunks, [parts, Vp, Kp]: the numbers that `run` finds there.
+  void find_gradients(int64_t b, int64_t h, int64_t parts, float* after) {
+    begin(b, h, 0);
+    select(0);
+    int64_t n = call_.row_chunks(b) - 1;
+    for (int64_t part = parts - 1; part >= 0; --part) {
+      const int64_t last = std::min(call_.row_chunks(b), first_group(b, part + 1, parts) * call_.keep);
+      for (; n >= last; --n) {
+        const int64_t size = call_.row_size();
+        prefetch(b, h, n - 1, {{call_.q, size}, {call_.k, size}, {d_.o, V_}});
+        gradient(b, h, chunk(b, n));
+      }
+      copy(R_, state_size_, after + part * state_size_);
     }
+  }
+  /// One of these parts, from what was found.
+  void run_part(int64_t b, int64_t h, int64_t part, int64_t parts, const float* after) {
+    select(0);
+    copy(after + part * state_size_, state_size_, R_);
+    const int64_t first = first_group(b, part, parts);
+    for (int64_t i = first_group(b, part + 1, parts); i-- > first;) group(b, h, i);
+    if (part == 0) end(b, h, 0);
   }
 
  private:
@@ -81,21 +95,44 @@ class Backward {
     return call_.chunks[static_cast<size_t>(call_.row_begin(b) + n)];
   }
 
-  /// Chunks [first, last) of a head, from the state saved at the first.
-  void some_chunks(int64_t b, int64_t h, int64_t first, int64_t last) {
+  /// Of `keep` chunks each.
+  int64_t groups(int64_t b) const { return (call_.row_chunks(b) + call_.keep - 1) / call_.keep; }
+  int64_t first_group(int64_t b, int64_t part, int64_t parts) const { return groups(b) * part / parts; }
+
+  /// The i-th of the heads that are worked on together.
+  void select(int64_t i) {
+    R_ = gradients_ + i * state_size_;
+    if (d_.peak) dp_ = peak_gradients_ + i;
+  }
+  void begin(int64_t b, int64_t h, int64_t i) {
+    load_state(d_.S_after + (b * call_.H + h) * K_ * V_, gradients_ + i * state_size_);
+    if (d_.peak) peak_gradients_[i] = d_.peak_after[b * call_.H + h];
+  }
+  void end(int64_t b, int64_t h, int64_t i) {
+    float* to = d_.S + (b * call_.H + h) * K_ * V_;
+    transpose(V_, K_, gradients_ + i * state_size_, Kp_, work_, Vp_);
+    for (int64_t n = 0; n < K_; ++n) copy(work_ + n * Vp_, V_, to + n * V_);
+    if (d_.peak) d_.peak[b * call_.H + h] = peak_gradients_[i];
+  }
+
+  /// The chunks of group i, from the state saved at its first.
+  void group(int64_t b, int64_t h, int64_t i) {
+    const int64_t first = i * call_.keep, last = std::min(call_.row_chunks(b), first + call_.keep);
     const auto state = [&](int64_t n) { return states_ + (n - first) * state_size_; };
-    load_state(call_.states + (call_.saved_before(b, h) + first / call_.keep) * K_ * V_, state(first));
+    load_state(call_.states + (call_.saved_before(b, h) + i) * K_ * V_, state(first));
     for (int64_t n = first; n + 1 < last; ++n) advance(b, h, n, state(n), state(n + 1));
     for (int64_t n = last - 1; n >= first; --n) {
-      if (n > 0) {
-        const RecurrenceChunk& next = chunk(b, n - 1);
-        const Source u = head_.corrects ? Source{call_.errors} : call_.v;
-        const int64_t size = call_.row_size();
-        ahead_.begin(next.count, head_.token(b, h, next, 0), call_.H,
-                     {{call_.q, size}, {call_.k, size}, {u, V_}, {d_.o, V_}, {d_.q, size}, {d_.k, size}, {d_.v, V_}});
-      }
+      const Source u = head_.corrects ? Source{call_.errors} : call_.v;
+      const int64_t size = call_.row_size();
+      prefetch(b, h, n - 1,
+               {{call_.q, size}, {call_.k, size}, {u, V_}, {d_.o, V_}, {d_.q, size}, {d_.k, size}, {d_.v, V_}});
       one_chunk(b, h, chunk(b, n), state(n));
     }
+  }
+
+  /// Has memory bring these rows of chunk n, if there is one.
+  void prefetch(int64_t b, int64_t h, int64_t n, std::initializer_list<Ahead::Rows> list) {
+    if (n >= 0) ahead_.begin(chunk(b, n).count, head_.token(b, h, chunk(b, n), 0), call_.H, list);
   }
 
   /// Of features: the largest exponent before the chunk.
@@ -156,36 +193,56 @@ class Backward {
     for (int64_t i = 0; i < c; ++i) scale(head_.after(c, i), Vp_, U_ + i * Vp_);
   }
 
-  void one_chunk(int64_t b, int64_t h, const RecurrenceChunk& chunk, const float* S) {
-    const int64_t c = chunk.count, first = head_.first(c), rows = head_.rows(c);
-    const float *E = E_ + first * Vp_, *X = head_.X + first * Kp_;
+  /// X, F and do.
+  void read(int64_t b, int64_t h, const RecurrenceChunk& chunk) {
+    const int64_t c = chunk.count;
     float peak = peak_before(b, h, chunk);
     head_.load_chunk(b, h, chunk, peak);
     if (head_.decay == Decay::channel) copy(head_.X, 2 * c * Kp_, raw_);
     head_.scores(c);
-    recall(b, h, chunk);
     for (int64_t i = 0; i < c; ++i) {
       load_row(d_.o, head_.token(b, h, chunk, i) * V_, V_, Vp_, E_ + (c + i) * Vp_);
     }
-    values(c);
-    if (head_.corrects) {
-      solve(b, h, chunk);
-    } else {
-      for (int64_t i = 0; i < c; ++i) store_row(dU_ + i * Vp_, V_, d_.v, head_.token(b, h, chunk, i) * V_);
+  }
+
+  /// R of the chunk before, from E with d.
+  void step_back(const RecurrenceChunk& chunk) {
+    const int64_t c = chunk.count, first = head_.first(c);
+    if (chunk.restart) {
+      std::fill_n(R_, state_size_, 0.0f);
+      return;
     }
+    pass(c, R_);
+    product_ahead<Store::add>(ahead_, V_, K_, head_.rows(c), {E_ + first * Vp_, 1, Vp_}, head_.X + first * Kp_, Kp_, R_,
+                              Kp_);
+  }
+
+  /// R of the chunk before, and no gradients of this one.
+  void gradient(int64_t b, int64_t h, const RecurrenceChunk& chunk) {
+    read(b, h, chunk);
+    if (head_.corrects) {
+      values(chunk.count);
+      solve(b, h, chunk);
+    }
+    head_.decay_asking(chunk.count, Vp_, E_);
+    step_back(chunk);
+  }
+
+  void one_chunk(int64_t b, int64_t h, const RecurrenceChunk& chunk, const float* S) {
+    const int64_t c = chunk.count, first = head_.first(c);
+    read(b, h, chunk);
+    recall(b, h, chunk);
+    values(c);
+    if (head_.corrects) solve(b, h, chunk);
+    give_values(b, h, chunk);
     transpose(c, V_, U_, Vp_, columns_, kC);
     head_.scores(c, E_, V_, Vp_, columns_, dF_);
     if (head_.decay != Decay::none) through(c, S);
     head_.decay_asking(c, Vp_, E_);
-    product_ahead<Store::set>(ahead_, rows, K_, V_, {E, Vp_}, S, Kp_, dX_ + first * Kp_, Kp_);
+    product_ahead<Store::set>(ahead_, head_.rows(c), K_, V_, {E_ + first * Vp_, Vp_}, S, Kp_, dX_ + first * Kp_, Kp_);
     head_.decay == Decay::channel ? channel_keys(c) : keys(c);
     give(b, h, chunk);
-    if (chunk.restart) {
-      std::fill_n(R_, state_size_, 0.0f);
-    } else {
-      pass(c, R_);
-      product_ahead<Store::add>(ahead_, V_, K_, rows, {E, 1, Vp_}, X, Kp_, R_, Kp_);
-    }
+    step_back(chunk);
   }
 
   /// dU, and db with a decay per token.
@@ -213,17 +270,24 @@ class Backward {
     for (int64_t i = 0; i < c; ++i) diagonal_[i] = std::exchange(dF_[(c + i) * kC + i], 0.0f);
   }
 
-  /// N, and the gradients of v and beta. dU + A^T N is to -N as Y is to U in the forward pass, from the last row on.
+  /// N. dU + A^T N is to -N as Y is to U in the forward pass, from the last row on.
   void solve(int64_t b, int64_t h, const RecurrenceChunk& chunk) {
     const int64_t c = chunk.count, end = c - 1;
     for (int64_t i = 0; i < c; ++i) beta_[end - i] = call_.beta[head_.token(b, h, chunk, i)];
     solve_triangular<-1, -kC>(c, Vp_, head_.F + end * (kC + 1), beta_, dU_ + end * Vp_, E_ + end * Vp_, -Vp_);
-    for (int64_t i = 0; i < c; ++i) {
-      float* N = E_ + i * Vp_;
+    scale(-1, c * Vp_, E_);
+  }
+
+  /// The gradients of v and beta.
+  void give_values(int64_t b, int64_t h, const RecurrenceChunk& chunk) {
+    for (int64_t i = 0; i < chunk.count; ++i) {
       const int64_t token = head_.token(b, h, chunk, i);
-      d_.beta[token] = dot(dU_ + i * Vp_, Y_ + i * Vp_, Vp_);
-      store_row(N, V_, d_.v, token * V_);
-      scale(-1, Vp_, N);
+      float* dv = dU_ + i * Vp_;
+      if (head_.corrects) {
+        d_.beta[token] = dot(dv, Y_ + i * Vp_, Vp_);
+        scale(call_.beta[token], Vp_, dv);
+      }
+      store_row(dv, V_, d_.v, token * V_);
     }
   }
 
@@ -380,8 +444,27 @@ class Backward {
   float *du_ = nullptr, *dx_ = nullptr, *dg_ = nullptr, *peak_gradients_ = nullptr, *dp_ = nullptr;
 };
 
+/// Where there are fewer heads than threads, these share the chunks of each head, once it is known what R is after each
+/// share. With a largest exponent, whose gradient passes through all of them, they do not.
 void backward(const RecurrenceCall& call, const RecurrenceGradients& gradients) {
-  each_group<Backward>(call, gradients);
+  const int64_t heads = call.B * call.H, parts = threads() / heads;
+  if (parts <= 1 || gradients.peak) return each_group<Backward>(call, gradients);
+  const int64_t size = parts * padded(call.V) * padded(call.K);
+  std::vector<float> after(static_cast<size_t>(heads * size));
+  const auto each = [&](int64_t count, const auto& work) {
+    parallel(count, [&](int64_t begin, int64_t end) {
+      Scratch scratch;
+      Backward kernel(scratch, call, gradients, 1);
+      for (int64_t i = begin; i < end; ++i) work(kernel, i);
+    });
+  };
+  each(heads, [&](Backward& kernel, int64_t i) {
+    kernel.find_gradients(i / call.H, i % call.H, parts, after.data() + i * size);
+  });
+  each(heads * parts, [&](Backward& kernel, int64_t i) {
+    const int64_t head = i / parts;
+    kernel.run_part(head / call.H, head % call.H, i % parts, parts, after.data() + head * size);
+  });
 }
 
 }  // namespace
