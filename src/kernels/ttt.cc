@@ -49,7 +49,7 @@ cpu::Tokens<void> mutable_tokens(const Tensor& x) { return {x.mutable_data_ptr()
 /// Inputs in the order autograd sees them: these, then the inner model's weights three times, as W_0, W and D.
 enum { kQ, kK, kV, kEta, kScale, kGamma, kBeta, kWeights };
 /// What the forward pass leaves for the backward pass besides.
-enum { kKNormal, kQNormal, kKRstd, kQRstd, kStates, kSaved };
+enum { kKNormal, kQNormal, kKRstd, kQRstd, kU, kStates, kSaved };
 
 /// One call: what lasts from the forward to the backward pass, but for the tensors.
 struct Call : torch::CustomClassHolder {
@@ -93,6 +93,7 @@ struct Call : torch::CustomClassHolder {
     raw.D = layers<const float>(in, D, data);
     raw.k_normal = mutable_data(saved[kKNormal]), raw.q_normal = mutable_data(saved[kQNormal]);
     raw.k_rstd = mutable_data(saved[kKRstd]), raw.q_rstd = mutable_data(saved[kQRstd]);
+    raw.U = mutable_data(saved[kU]);
     raw.states = mutable_data(saved[kStates]);
   }
 };
@@ -114,6 +115,9 @@ class InnerLoop : public torch::autograd::Function<InnerLoop> {
         saved[kQNormal] = filled_by_kernel(at::empty_like(in[kQ], float32));
         saved[kKRstd] = at::empty({raw.B, raw.T, raw.H}, float32);
         saved[kQRstd] = at::empty({raw.B, raw.T, raw.H}, float32);
+      }
+      if (const int64_t hidden = kernel.hidden(raw.K); hidden > 0) {
+        saved[kU] = filled_by_kernel(at::empty({raw.B, raw.H, raw.T, hidden}, float32));
       }
       saved[kStates] = filled_by_kernel(at::empty({raw.saved_before(raw.B * raw.H)}, float32));
     }

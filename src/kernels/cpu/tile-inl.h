@@ -142,27 +142,43 @@ void product(int64_t m, int64_t n, int64_t k, Elements a, const float* b, int64_
   }
 }
 
-/// to [n, m] = from [m, n]^T. m is rounded up to a multiple of 16 and n to one of 4: `from` must have those rows.
+/// Four columns of so many rows as D has lanes; the first row of its blocks of four.
+template <class D>
+HWY_INLINE hn::Vec<D> every_fourth(D d, const float* from, int64_t row) {
+  if constexpr (hn::MaxLanes(D()) == 4) {
+    return hn::LoadU(d, from);
+  } else {
+    const hn::Half<D> half;
+    return hn::Combine(d, every_fourth(half, from + hn::MaxLanes(half) * row, row), every_fourth(half, from, row));
+  }
+}
+
+/// to [n, lanes of D] = from [lanes of D, n]^T, n rounded up to a multiple of 4.
+template <class D>
+HWY_INLINE void transpose_rows(D d, int64_t n, const float* HWY_RESTRICT from, int64_t from_row,
+                               float* HWY_RESTRICT to, int64_t to_row) {
+  const hn::Repartition<uint64_t, D> pair;
+  for (int64_t j = 0; j < n; j += 4, from += 4, to += 4 * to_row) {
+    const auto row = [&](int64_t i) { return every_fourth(d, from + i * from_row, from_row); };
+    const auto r0 = row(0), r1 = row(1), r2 = row(2), r3 = row(3);
+    const auto low01 = hn::BitCast(pair, hn::InterleaveLower(d, r0, r1));
+    const auto low23 = hn::BitCast(pair, hn::InterleaveLower(d, r2, r3));
+    const auto high01 = hn::BitCast(pair, hn::InterleaveUpper(d, r0, r1));
+    const auto high23 = hn::BitCast(pair, hn::InterleaveUpper(d, r2, r3));
+    hn::StoreU(hn::BitCast(d, hn::InterleaveLower(pair, low01, low23)), d, to);
+    hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(pair, low01, low23)), d, to + to_row);
+    hn::StoreU(hn::BitCast(d, hn::InterleaveLower(pair, high01, high23)), d, to + 2 * to_row);
+    hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(pair, high01, high23)), d, to + 3 * to_row);
+  }
+}
+
+/// to [n, m] = from [m, n]^T. m and n are rounded up to multiples of 4: `from` must have those rows.
 inline void transpose(int64_t m, int64_t n, const float* HWY_RESTRICT from, int64_t from_row, float* HWY_RESTRICT to,
                       int64_t to_row) {
+  int64_t i = 0;
+  for (; i + kLanes <= m; i += kLanes) transpose_rows(kWide, n, from + i * from_row, from_row, to + i, to_row);
   const hn::FixedTag<float, 4> quad;
-  const hn::Repartition<uint64_t, decltype(quad)> pair;
-  for (int64_t i = 0; i < m; i += 4) {
-    for (int64_t j = 0; j < n; j += 4) {
-      const float* at = from + i * from_row + j;
-      const auto r0 = hn::LoadU(quad, at), r1 = hn::LoadU(quad, at + from_row);
-      const auto r2 = hn::LoadU(quad, at + 2 * from_row), r3 = hn::LoadU(quad, at + 3 * from_row);
-      const auto low01 = hn::BitCast(pair, hn::InterleaveLower(quad, r0, r1));
-      const auto low23 = hn::BitCast(pair, hn::InterleaveLower(quad, r2, r3));
-      const auto high01 = hn::BitCast(pair, hn::InterleaveUpper(quad, r0, r1));
-      const auto high23 = hn::BitCast(pair, hn::InterleaveUpper(quad, r2, r3));
-      float* out = to + j * to_row + i;
-      hn::StoreU(hn::BitCast(quad, hn::InterleaveLower(pair, low01, low23)), quad, out);
-      hn::StoreU(hn::BitCast(quad, hn::InterleaveUpper(pair, low01, low23)), quad, out + to_row);
-      hn::StoreU(hn::BitCast(quad, hn::InterleaveLower(pair, high01, high23)), quad, out + 2 * to_row);
-      hn::StoreU(hn::BitCast(quad, hn::InterleaveUpper(pair, high01, high23)), quad, out + 3 * to_row);
-    }
-  }
+  for (; i < m; i += 4) transpose_rows(quad, n, from + i * from_row, from_row, to + i, to_row);
 }
 
 /// The sum of the lanes.

@@ -52,6 +52,7 @@ struct TTTCall {
   // What the backward pass needs, or null. Of the norms of f(k) and of f(q):
   float *k_normal = nullptr, *q_normal = nullptr;  // [B, T, H, K]; without norm f(k) itself, and nothing
   float *k_rstd = nullptr, *q_rstd = nullptr;      // [B, T, H]
+  float* U = nullptr;                              // [B, H, T, TTTKernel::hidden(K)], of TTT-MLP: k W1 with its bias
   float* states = nullptr;                         // W at every keep-th block, `state_size` numbers each
 
   /// States saved for one head of row b.
@@ -104,6 +105,7 @@ struct TTTKernel {
   size_t layers;
   int64_t keep;  // TTTCall::keep that is fastest
   int64_t (*state_size)(int64_t K);
+  int64_t (*hidden)(int64_t K);  // floats of a token of TTTCall::U
   void (*forward)(const TTTCall& call, const TTTResult& result);
   /// Without what the backward pass needs; the call's T is 1, and it has no blocks.
   void (*step)(const TTTCall& call, const TTTStep& step);

@@ -390,6 +390,7 @@ const TTTKernel ttt_linear = {
     .layers = 1,
     .keep = 8,
     .state_size = [](int64_t K) { return padded(K) * padded(K); },
+    .hidden = [](int64_t) -> int64_t { return 0; },
     .forward =
         [](const TTTCall& call, const TTTResult& result) {
           HWY_DYNAMIC_DISPATCH(forward)

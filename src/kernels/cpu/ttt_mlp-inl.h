@@ -18,8 +18,10 @@ namespace {
 struct Width {
   int64_t F, A;  // hidden units; and the bias
   int64_t row;
+  int64_t kept;  // a row of TTTCall::U
 
-  explicit Width(const TTTCall& call) : F(4 * call.K), A(F + call.bias), row(row_of(call.K)) {}
+  explicit Width(const TTTCall& call) : F(4 * call.K), A(F + call.bias), row(row_of(call.K)), kept(kept_of(call.K)) {}
+  static int64_t kept_of(int64_t K) { return padded(4 * K); }
   static int64_t row_of(int64_t K) { return (padded(4 * K + 1) / kAlign | 1) * kAlign; }
 };
 
@@ -34,11 +36,15 @@ HWY_INLINE void multiply(int64_t c, int64_t n, int64_t row, const float* x, cons
   }
 }
 
-/// The first layer's output u without its bias b becomes gelu'(u + b); h is gelu(u + b), and 1 for the next bias.
-inline void activate(int64_t c, const Width& width, const float* b, bool bias, float* u, float* h) {
+/// The first layer's output u without its bias b becomes gelu'(u + b); h is gelu(u + b), and 1 for the next bias. u + b
+/// goes around the caches to `kept` too, rows of width.kept, if that is somewhere.
+inline void activate(int64_t c, const Width& width, const float* b, bool bias, float* u, float* h,
+                     float* kept = nullptr) {
   for (int64_t i = 0; i < c; ++i, u += width.row, h += width.row) {
     for (int64_t j = 0; j < width.F; j += kLanes) {
-      const Gelu gelu(hn::Add(load(u + j), load(b + j)));
+      const Vec x = hn::Add(load(u + j), load(b + j));
+      if (kept) hn::Stream(x, kWide, kept + i * width.kept + j);
+      const Gelu gelu(x);
       store(gelu.value(), h + j);
       store(gelu.slope(), u + j);
     }
@@ -93,11 +99,23 @@ struct Pairs {
   template <Store store_as>
   void step(int64_t c, const Head& head, const float* G1, const float* h, const float* G2, float alpha,
             const Pair& y) const {
+    step_first<store_as>(c, head, G1, alpha, y.W1);
+    step_second<store_as>(c, h, G2, alpha, y.W2);
+  }
+  template <Store store_as>
+  void step_first(int64_t c, const Head& head, const float* G1, float alpha, float* y) const {
     const int64_t row = width.row;
-    product<store_as>(K, width.F, c, {head.k.data, 1, head.k.step}, G1, row, y.W1, row, alpha);
-    if (store_as == Store::set) std::fill_n(y.W1 + K * row, row, 0.0f);
-    if (call.bias) add_rows(alpha, G1, c, row, y.W1 + K * row);
-    product<store_as>(width.A, K, c, {h, 1, row}, G2, Kp, y.W2, Kp, alpha);
+    product<store_as>(K, width.F, c, {head.k.data, 1, head.k.step}, G1, row, y, row, alpha);
+    if (store_as == Store::set) std::fill_n(y + K * row, row, 0.0f);
+    if (call.bias) add_rows(alpha, G1, c, row, y + K * row);
+  }
+  template <Store store_as>
+  void step_second(int64_t c, const float* h, const float* G2, float alpha, float* y) const {
+    product<store_as>(width.A, K, c, {h, 1, width.row}, G2, Kp, y, Kp, alpha);
+  }
+  /// Where U of the block's tokens is kept, or null.
+  float* kept(const Head& head, const InnerBlock& block) const {
+    return call.U ? call.U + (head.index * call.T + block.first) * width.kept : nullptr;
   }
   const float* b1(const Pair& x) const { return x.W1 + K * width.row; }
 };

@@ -18,7 +18,8 @@
 //   dq  = dY W1^T + S1 k - s dY D1^T;       dk = dU W1^T + S1^T q + G1 dD1'^T
 //   dW1 = dW1' + q^T dY + k^T dU;           dW2 = dW2' + a^T dZ + h^T dX + dM^T G2
 //   dD1 = dD1' + q^T (-s dY);               dD2 = dD2' + a^T (-s dZ)
-// States are saved at every keep-th block; between them W is stepped again from the saved xhat and r.
+// States are saved at every keep-th block. From the next one W is stepped back to each block between them, W2 first,
+// from the saved U, xhat and r; where there is no next one, forth again.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/ttt_mlp.cc"
 #include <hwy/foreach_target.h>
@@ -85,7 +86,7 @@ class Forward {
     product<Store::set>(c, F, K, k, W_.W1, row, U_, row);
     product<Store::set>(c, F, K, q, W_.W1, row, Y_, row);
     ahead_.some(4);
-    activate(c, width_, pairs_.b1(W_), call_.bias, U_, h_);
+    activate(c, width_, pairs_.b1(W_), call_.bias, U_, h_, pairs_.kept(head_, block));
     product<Store::set>(c, K, width_.A, {h_, row}, W_.W2, Kp, X_, Kp);
     ahead_.some(4);
     const double loss = head_.learn(at, c, {X_, Kp}, none, G2_);
@@ -177,7 +178,7 @@ class Backward {
     const int64_t Cp = head_.Cp, Kp = head_.Kp, row = width_.row;
     states_.resize(static_cast<size_t>(call.keep));
     for (size_t i = 1; i < states_.size(); ++i) states_[i] = pairs_.take(scratch);
-    for (Pair* pair : {&D_, &dW_, &dD_, &dinitial_}) *pair = pairs_.take(scratch);
+    for (Pair* pair : {&W_, &D_, &dW_, &dD_, &dinitial_}) *pair = pairs_.take(scratch);
     wide_ = scratch.take(Kp * row);
     narrow_ = scratch.take(row * Kp);
     UY_ = scratch.take(2 * Cp * row);
@@ -210,19 +211,25 @@ class Backward {
     pairs_.store(dinitial_, head_.index, d_.initial);
   }
 
+  /// Blocks [first, last), which begin at a saved state. W is stepped back from the group after them if that goes on
+  /// from here, else forth from the saved one.
   void begin_group(float* saved, int64_t first, int64_t last) {
     states_[0] = {saved, saved + pairs_.size1};
-    for (int64_t n = first; n + 1 < last; ++n) advance(n, n - first);
+    goes_on_ = last < static_cast<int64_t>(call_.blocks[static_cast<size_t>(head_.b)].size());
+    for (int64_t n = first + 1; goes_on_ && n <= last; ++n) goes_on_ = !blocks_[n].restart;
+    for (int64_t n = first; !goes_on_ && n + 1 < last; ++n) advance(n, n - first);
   }
   void prefetch(const Place& at, int64_t tokens, const float* saved) { head_.prefetch(at, tokens, saved, ahead_); }
 
   /// Block n, the i-th of its group.
   void block(int64_t n, int64_t i) {
     const InnerBlock& block = blocks_[n];
-    const Pair& W = states_[static_cast<size_t>(i)];
+    const bool back = goes_on_ && i > 0;
+    const Pair& W = i == 0 || back ? W_ : states_[static_cast<size_t>(i)];
+    const float last = call_.scale[call_.C - 1];
     const Place at(call_, head_.index, block);
     const bool pending = n == 0 && block.place > 0;
-    const float f = block.complete ? -call_.scale[call_.C - 1] : 1;  // dD' is f times dW' or what came from outside
+    const float f = block.complete ? -last : 1;  // dD' is f times dW' or what came from outside
     const Pair& step = block.complete ? dW_ : dD_;
     const int64_t c = block.count, K = head_.K, Kp = head_.Kp, Cp = head_.Cp;
     const int64_t F = width_.F, row = width_.row;
@@ -234,11 +241,16 @@ class Backward {
     const float *k = head_.k.data, *q = head_.q.data;
     head_.recall(at, c, G2);
     head_.answer_backward(at, c, dZ);
-    product<Store::set>(2 * c, F, K, {k, Kp}, W.W1, row, U, row);
+    bend(c, pairs_.kept(head_, block), U, h);
+    if (i == 0) copy_saved();
+    if (back) pairs_.step_second<Store::add>(c, h, G2, last, W_.W2);
     transpose(F, K, W.W2, Kp, wide_, row);
     product<Store::set>(2 * c, F, K, {dZ, Kp}, wide_, row, dA, row);  // dZ W2^T and M
     ahead_.some(2);
-    bend(c, pairs_.b1(W), U, G1, h);
+    multiply<Store::set>(c, F, row, G1, bend_, bend_);
+    multiply<Store::set>(c, F, row, G1, U, G1);
+    if (back) pairs_.step_first<Store::add>(c, head_, G1, last, W_.W1);
+    product<Store::set>(c, F, K, {q, Kp}, W.W1, row, Y, row);
     product<Store::set>(c, c, K, {q, Kp}, head_.k_columns, Cp, P1_, Cp);
     copy(P1_, c * Cp, head_.P);
     head_.mask(c, call_.scale + block.place, head_.one(), head_.P);
@@ -326,8 +338,7 @@ class Backward {
     float *G1 = AG_, *G2 = XZG_;
     head_.read(at, c);
     head_.recall(at, c, G2);
-    product<Store::set>(c, width_.F, head_.K, {head_.k.data, head_.k.step}, W.W1, row, UY_, row);
-    activate(c, width_, pairs_.b1(W), call_.bias, UY_, haM_);
+    bend(c, pairs_.kept(head_, block), UY_, haM_);
     transpose(width_.F, head_.K, W.W2, head_.Kp, wide_, row);
     product<Store::set>(c, width_.F, head_.K, {G2, head_.Kp}, wide_, row, G1, row);
     multiply<Store::set>(c, width_.F, row, G1, UY_, G1);
@@ -337,20 +348,21 @@ class Backward {
     if (n == 0 && block.place > 0) pairs_.add(-last, D_, next);
   }
 
-  /// h = g(U + b), then U = g'(U + b), bend = M . g''(U + b), and M becomes G1.
-  void bend(int64_t c, const float* b, float* U, float* M, float* h) {
-    for (int64_t i = 0; i < c; ++i) {
-      const int64_t first = i * width_.row;
-      for (int64_t j = first; j < first + width_.F; j += kLanes) {
-        const Gelu gelu(hn::Add(load(U + j), load(b + j - first)));
-        const Vec m = load(M + j), slope = gelu.slope();
+  /// h = g(U), then U = g'(U) and bend = g''(U), of what forward saved.
+  void bend(int64_t c, const float* saved, float* U, float* h) {
+    for (int64_t i = 0; i < c; ++i, saved += width_.kept, U += width_.row, h += width_.row) {
+      for (int64_t j = 0; j < width_.F; j += kLanes) {
+        const Gelu gelu(load(saved + j));
         store(gelu.value(), h + j);
-        store(slope, U + j);
-        store(hn::Mul(m, gelu.curvature()), bend_ + j);
-        store(hn::Mul(m, slope), M + j);
+        store(gelu.slope(), U + j);
+        store(gelu.curvature(), bend_ + i * width_.row + j);
       }
-      if (call_.bias) h[first + width_.F] = 1;
+      if (call_.bias) h[width_.F] = 1;
     }
+  }
+  void copy_saved() {
+    copy(states_[0].W1, pairs_.size1, W_.W1);
+    copy(states_[0].W2, width_.F * head_.Kp, W_.W2);
   }
 
   /// What the steps D2 that the block found taken have a part in: ds and dA. R2 = -s dZ is left for pending_steps.
@@ -395,12 +407,14 @@ class Backward {
   Width width_;
   const InnerBlock* blocks_ = nullptr;
   bool last_ = true;          // the block at hand is
-  std::vector<Pair> states_;  // W at the start of each block of a group
+  bool goes_on_ = false;      // the group after this one has W as this one leaves it
+  std::vector<Pair> states_;  // W at the start of each block of a group, the first as saved
+  Pair W_;                    // of the block at hand
   Pair D_, dW_, dD_, dinitial_;
   float *wide_, *narrow_;        // [K, row], [F, Kp]: transposed weights
   float *UY_, *haM_, *AG_;       // [2C, row], [3C, row], [2C, row]: U over Y; h, a and dM; dA over G1
   float* dUY_;                   // [2C, row]
-  float *bend_, *dh_, *dG1_;     // [C, row]; M . g''(U) the first
+  float *bend_, *dh_, *dG1_;     // [C, row]; g''(U), then M . g''(U) the first
   float* XZG_;                   // [3C, Kp]: dX, dZ and G2
   float* dG2_;                   // [C, Kp]
   float *R1_, *R2_;              // [C, row], [C, Kp]: what the steps before the call gave
@@ -443,8 +457,9 @@ namespace cpu {
 const TTTKernel ttt_mlp = {
     .name = "ttt_mlp",
     .layers = 2,
-    .keep = 4,
+    .keep = 8,
     .state_size = [](int64_t K) { return HWY_STATIC_DISPATCH(state_size)(K); },
+    .hidden = [](int64_t K) { return padded(4 * K); },
     .forward =
         [](const TTTCall& call, const TTTResult& result) {
           HWY_DYNAMIC_DISPATCH(forward)
