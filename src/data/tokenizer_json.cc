@@ -1,20 +1,18 @@
 #include "data/tokenizer_json.h"
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 #include <set>
 
 #include "core/error.h"
 #include "core/file.h"
+#include "data/tokenizer_file.h"
 #include "data/unicode.h"
 
 namespace lineal {
 namespace {
 
 namespace fs = std::filesystem;
-using SortedJson = nlohmann::json;  // sorted: the ordered one is quadratic in the number of names
 
-constexpr size_t kMostDepth = 32;
 constexpr size_t kMostSteps = 64;   // normalizers, pre-tokenizers, decoders
 constexpr size_t kMostGrowth = 64;  // of a token's bytes by replacements
 constexpr int64_t kMostInteger = std::numeric_limits<int64_t>::max();
@@ -35,231 +33,31 @@ constexpr const char* kPunctuation =
     "\\x{16D6D}-\\x{16D6F}\\x{16E97}-\\x{16E9A}\\x{16FE2}\\x{1E5FF}\\x{1E95E}-\\x{1E95F}"
     "]]";
 
-/// `value` on one line of bounded length, whatever a file holds.
-std::string shown_value(const SortedJson& value) {
-  if (value.is_string()) return shown(value.get_ref<const std::string&>());
-  return value.is_object() ? "an object" : value.is_array() ? "an array" : value.dump();
-}
-
-/// "a b", as merges are written in files.
-std::pair<std::string, std::string> split_merge(const std::string& line, size_t rank, const std::string& who) {
-  const size_t blank = line.find(' ');
-  if (blank == line.npos || line.find(' ', blank + 1) != line.npos) {
-    fail(who, ": merge ", rank, " is ", shown(line), ", expected two tokens and a blank between them");
-  }
-  return {line.substr(0, blank), line.substr(blank + 1)};
-}
-
-bool is_version(const std::string& line) { return line.starts_with("#version"); }
-
-/// Builds what a file holds, but for a vocabulary and merges, which go into a BpeModel at once.
-class Reader : public nlohmann::json_sax<SortedJson> {
- public:
-  /// `vocabulary`: the whole file is one, else "model" holds it.
-  Reader(const std::string& who, BpeModel& model, bool vocabulary)
-      : who_(who), model_(model), whole_vocabulary_(vocabulary) {}
-
-  SortedJson read(std::string_view bytes) {
-    SortedJson::sax_parse(bytes.begin(), bytes.end(), this);
-    return std::move(root_);
-  }
-
-  bool null() override { return value(nullptr); }
-  bool boolean(bool found) override { return value(found); }
-  bool number_integer(number_integer_t found) override { return value(found); }
-  bool number_unsigned(number_unsigned_t found) override { return value(found); }
-  bool number_float(number_float_t found, const string_t&) override { return value(found); }
-  bool string(string_t& found) override { return value(std::move(found)); }
-  bool binary(binary_t&) override { return false; }
-
-  bool start_object(std::size_t) override {
-    if (state_ != State::plain) refuse_item("an object");
-    if (open_.empty() ? whole_vocabulary_ : at("vocab")) {
-      state_ = State::vocabulary;
-      return true;
-    }
-    return open(SortedJson::object());
-  }
-  bool key(string_t& name) override {
-    key_ = std::move(name);
-    if (state_ == State::plain && open_.back()->contains(key_)) fail(who_, ": names ", shown(key_), " twice");
-    return true;
-  }
-  bool end_object() override { return close(); }
-  bool start_array(std::size_t) override {
-    if (state_ == State::merges) {
-      state_ = State::pair;
-      return true;
-    }
-    if (state_ != State::plain) refuse_item("an array");
-    if (at("merges")) {
-      state_ = State::merges;
-      return true;
-    }
-    return open(SortedJson::array());
-  }
-  bool end_array() override {
-    if (state_ != State::pair) return close();
-    if (pair_.size() != 2) refuse_item(text(pair_.size(), " strings"));
-    model_.merges.emplace_back(std::move(pair_[0]), std::move(pair_[1]));
-    pair_.clear();
-    state_ = State::merges;
-    return true;
-  }
-  bool parse_error(std::size_t byte, const std::string&, const nlohmann::detail::exception&) override {
-    fail(who_, ": not JSON, or a number out of range, at byte ", byte);
-  }
-
- private:
-  enum class State { plain, vocabulary, merges, pair };
-
-  /// Whether what comes next is model.NAME.
-  bool at(const char* name) const { return open_.size() == 2 && path_ == "model" && key_ == name; }
-
-  [[noreturn]] void refuse_item(const std::string& found) const {
-    if (state_ == State::vocabulary) {
-      fail(who_, ": token ", shown(key_), " has id ", found, ", expected an integer from 0");
-    }
-    fail(who_, ": merge ", model_.merges.size(), " is ", found, ", expected a string or an array of two");
-  }
-
-  template <class T>
-  bool value(T&& found) {
-    if (state_ == State::plain) {
-      add(std::forward<T>(found));
-      return true;
-    }
-    SortedJson json = std::forward<T>(found);
-    if (state_ == State::vocabulary) {
-      const bool small = json.is_number_unsigned() && json.template get<uint64_t>() <= uint64_t{kMostInteger};
-      if (!small) refuse_item(shown_value(json));
-      model_.vocabulary.emplace_back(std::move(key_), json.template get<int64_t>());
-    } else {
-      if (!json.is_string() || pair_.size() > 2) refuse_item(shown_value(json));
-      auto& line = json.template get_ref<std::string&>();
-      if (state_ == State::pair) {
-        pair_.push_back(std::move(line));
-      } else if (!is_version(line)) {
-        model_.merges.push_back(split_merge(line, model_.merges.size(), who_));
-      }
-    }
-    return true;
-  }
-
-  SortedJson& add(SortedJson found) {
-    if (open_.empty()) return root_ = std::move(found);
-    SortedJson& parent = *open_.back();
-    if (parent.is_object()) return parent[key_] = std::move(found);
-    parent.push_back(std::move(found));
-    return parent.back();
-  }
-  bool open(SortedJson found) {
-    if (open_.size() >= kMostDepth) fail(who_, ": nests deeper than ", kMostDepth);
-    if (open_.size() == 1) path_ = open_[0]->is_object() ? key_ : "";
-    open_.push_back(&add(std::move(found)));
-    return true;
-  }
-  bool close() {
-    if (state_ == State::plain) open_.pop_back();
-    state_ = State::plain;
-    return true;
-  }
-
-  const std::string& who_;
-  BpeModel& model_;
-  bool whole_vocabulary_;
-  State state_ = State::plain;
-  SortedJson root_;
-  std::vector<SortedJson*> open_;  // arrays and objects that have not ended
-  std::string key_, path_;         // path_: the name of the outermost object's member that is open
-  std::vector<std::string> pair_;
-};
-
-/// A part of the file and the way to it, for errors.
-class Node {
- public:
-  Node(const SortedJson& json, std::string who, std::string path)
-      : json_(json), who_(std::move(who)), path_(std::move(path)) {}
-
-  bool is_null() const { return json_.is_null(); }
-  const std::string& who() const { return who_; }
-  std::string where() const { return path_.empty() ? who_ : who_ + ": " + path_; }
-  [[noreturn]] void refuse(const std::string& expected) const {
-    fail(who_, ": ", path_.empty() ? "the file" : path_, " is ", shown_value(json_), ", expected ", expected);
-  }
-
-  Node at(const std::string& name) const {
-    static const SortedJson null;
-    if (!json_.is_object()) refuse("an object");
-    const auto found = json_.find(name);
-    return {found == json_.end() ? null : *found, who_, path_.empty() ? name : path_ + "." + name};
-  }
-  std::vector<Node> items() const {
-    if (!json_.is_array()) refuse("an array");
-    std::vector<Node> list;
-    for (const SortedJson& item : json_) list.emplace_back(item, who_, text(path_, "[", list.size(), "]"));
-    return list;
-  }
-  std::vector<std::pair<std::string, Node>> members() const {
-    if (!json_.is_object()) refuse("an object");
-    std::vector<std::pair<std::string, Node>> list;
-    for (const auto& [name, value] : json_.items()) list.emplace_back(name, Node(value, who_, path_ + "." + name));
-    return list;
-  }
-  std::string string() const {
-    if (!json_.is_string()) refuse("a string");
-    return json_.get<std::string>();
-  }
-  bool flag(bool otherwise) const {
-    if (json_.is_null()) return otherwise;
-    if (!json_.is_boolean()) refuse("true or false");
-    return json_.get<bool>();
-  }
-  int64_t count(int64_t most) const {
-    if (!json_.is_number_unsigned() || json_.get<uint64_t>() > static_cast<uint64_t>(most)) {
-      refuse(text("an integer from 0 to ", most));
-    }
-    return json_.get<int64_t>();
-  }
-  bool is_zero() const { return json_.is_number() && json_.get<double>() == 0; }
-  /// A string, {"content": string}, or a number as text.
-  std::string name() const {
-    if (json_.is_object() && json_.contains("content")) return at("content").name();
-    if (json_.is_array() && !json_.empty()) return Node(json_[0], who_, path_).name();
-    if (json_.is_number_unsigned()) return text(json_.get<uint64_t>());
-    return json_.is_string() ? json_.get<std::string>() : "";
-  }
-
- private:
-  const SortedJson& json_;
-  std::string who_, path_;
-};
-
 /// A normalizer's, pre-tokenizer's or decoder's steps: those of a Sequence, of Sequences in it too.
-void flatten(const Node& node, const char* list, std::vector<Node>& steps) {
+void flatten(const TokenizerNode& node, const char* list, std::vector<TokenizerNode>& steps) {
   if (node.is_null()) return;
   if (node.at("type").string() != "Sequence") {
     steps.push_back(node);
   } else {
-    for (const Node& item : node.at(list).items()) flatten(item, list, steps);
+    for (const TokenizerNode& item : node.at(list).items()) flatten(item, list, steps);
   }
   if (steps.size() > kMostSteps) fail(node.where(), " has more than ", kMostSteps, " steps");
 }
 
-std::vector<Node> steps_of(const Node& node, const char* list) {
-  std::vector<Node> steps;
+std::vector<TokenizerNode> steps_of(const TokenizerNode& node, const char* list) {
+  std::vector<TokenizerNode> steps;
   flatten(node, list, steps);
   return steps;
 }
 
-Pattern read_pattern(const Node& node) {
-  const Node literal = node.at("String"), regex = node.at("Regex");
+Pattern read_pattern(const TokenizerNode& node) {
+  const TokenizerNode literal = node.at("String"), regex = node.at("Regex");
   if (!literal.is_null()) return Pattern::literal(literal.string(), literal.where());
   if (!regex.is_null()) return {regex.string(), regex.where()};
   node.refuse("{\"String\": ...} or {\"Regex\": ...}");
 }
 
-Behavior read_behavior(const Node& node) {
+Behavior read_behavior(const TokenizerNode& node) {
   const std::string name = node.string();
   if (name == "Isolated") return Behavior::isolated;
   if (name == "Removed") return Behavior::removed;
@@ -269,7 +67,7 @@ Behavior read_behavior(const Node& node) {
   node.refuse("Isolated, Removed, Contiguous, MergedWithPrevious or MergedWithNext");
 }
 
-Normalizer read_normalizer(const Node& node) {
+Normalizer read_normalizer(const TokenizerNode& node) {
   const std::string type = node.at("type").string();
   const auto form = [](NormalForm which) {
     return [which](const std::string& text) { return normalize(text, which); };
@@ -295,12 +93,12 @@ struct Metaspace {
   std::string prepend;
 };
 
-Metaspace read_metaspace(const Node& node) {
+Metaspace read_metaspace(const TokenizerNode& node) {
   Metaspace result = {node.at("replacement").string(), "always"};
   if (character_size(result.replacement, 0) != result.replacement.size() || result.replacement.empty()) {
     node.at("replacement").refuse("one character");
   }
-  const Node scheme = node.at("prepend_scheme");
+  const TokenizerNode scheme = node.at("prepend_scheme");
   if (!scheme.is_null()) {
     result.prepend = scheme.string();
   } else if (!node.at("add_prefix_space").flag(true)) {
@@ -313,7 +111,7 @@ Metaspace read_metaspace(const Node& node) {
 }
 
 /// One step; `later`: for a text that an added token precedes.
-PreTokenizer read_pre_tokenizer(const Node& node, bool later, bool is_first_step) {
+PreTokenizer read_pre_tokenizer(const TokenizerNode& node, bool later, bool is_first_step) {
   const std::string type = node.at("type").string();
   const auto pattern = [&](const char* source) { return Pattern(source, node.where()); };
   if (type == "ByteLevel") {
@@ -327,7 +125,7 @@ PreTokenizer read_pre_tokenizer(const Node& node, bool later, bool is_first_step
     return split(pattern("\\p{N}"), each ? Behavior::isolated : Behavior::contiguous, false);
   }
   if (type == "Punctuation") {
-    const Node behavior = node.at("behavior");
+    const TokenizerNode behavior = node.at("behavior");
     return split(pattern(kPunctuation), behavior.is_null() ? Behavior::isolated : read_behavior(behavior), false);
   }
   if (type == "Whitespace")
@@ -345,14 +143,14 @@ PreTokenizer read_pre_tokenizer(const Node& node, bool later, bool is_first_step
 }
 
 /// Returns whether its words are bytes.
-bool read_pre_tokenizers(const Node& node, TokenizerParts& parts) {
-  const std::vector<Node> steps = steps_of(node, "pretokenizers");
-  const auto is_byte_level = [](const Node& step) { return step.at("type").string() == "ByteLevel"; };
+bool read_pre_tokenizers(const TokenizerNode& node, TokenizerParts& parts) {
+  const std::vector<TokenizerNode> steps = steps_of(node, "pretokenizers");
+  const auto is_byte_level = [](const TokenizerNode& step) { return step.at("type").string() == "ByteLevel"; };
   const auto found = std::count_if(steps.begin(), steps.end(), is_byte_level);
   if (found > 1) fail(node.where(), " has ByteLevel ", found, " times, expected once");
   // What it adds after ByteLevel stands for no byte.
   const auto first = std::find_if(steps.begin(), steps.end(), is_byte_level);
-  const auto is_metaspace = [](const Node& step) { return step.at("type").string() == "Metaspace"; };
+  const auto is_metaspace = [](const TokenizerNode& step) { return step.at("type").string() == "Metaspace"; };
   const auto after = std::find_if(first, steps.end(), is_metaspace);
   if (after != steps.end()) after->at("type").refuse("Metaspace before ByteLevel");
   for (const bool later : {false, true}) {
@@ -370,9 +168,9 @@ bool read_pre_tokenizers(const Node& node, TokenizerParts& parts) {
   return found > 0;
 }
 
-void read_decoder(const Node& node, TokenDecoder& decoder) {
+void read_decoder(const TokenizerNode& node, TokenDecoder& decoder) {
   bool fused = false;
-  for (const Node& step : steps_of(node, "decoders")) {
+  for (const TokenizerNode& step : steps_of(node, "decoders")) {
     const std::string type = step.at("type").string();
     if (type == "ByteLevel") {
       decoder.byte_level = true;
@@ -381,7 +179,7 @@ void read_decoder(const Node& node, TokenDecoder& decoder) {
     } else if (type == "Fuse") {
       fused = true;
     } else if (type == "Replace") {
-      const Node from = step.at("pattern").at("String");
+      const TokenizerNode from = step.at("pattern").at("String");
       if (from.is_null()) step.at("pattern").refuse("{\"String\": ...}");
       if (from.string().empty()) from.refuse("some text");
       decoder.replacements.emplace_back(from.string(), step.at("content").string());
@@ -404,7 +202,7 @@ void read_decoder(const Node& node, TokenDecoder& decoder) {
   }
 }
 
-AddedToken read_added(const Node& node, int64_t id) {
+AddedToken read_added(const TokenizerNode& node, int64_t id) {
   AddedToken token;
   token.content = node.at("content").string();
   token.id = id;
@@ -416,24 +214,24 @@ AddedToken read_added(const Node& node, int64_t id) {
   return token;
 }
 
-void read_model(const Node& node, BpeModel& model) {
-  const Node type = node.at("type");
+void read_model(const TokenizerNode& node, BpeModel& model) {
+  const TokenizerNode type = node.at("type");
   if (type.is_null() ? model.merges.empty() : type.string() != "BPE") {
     type.refuse("BPE; a model of SentencePiece's is read by --tokenizer sentencepiece from its tokenizer.model");
   }
   for (const char* name : {"continuing_subword_prefix", "end_of_word_suffix"}) {
-    const Node affix = node.at(name);
+    const TokenizerNode affix = node.at(name);
     if (!affix.is_null() && !affix.string().empty()) affix.refuse("null or an empty string");
   }
-  const Node dropout = node.at("dropout");
+  const TokenizerNode dropout = node.at("dropout");
   if (!dropout.is_null() && !dropout.is_zero()) dropout.refuse("null: without chance");
-  const Node unknown = node.at("unk_token");
+  const TokenizerNode unknown = node.at("unk_token");
   if (!unknown.is_null()) model.unknown = unknown.string();
   model.fuse_unknown = node.at("fuse_unk").flag(false);
   model.byte_fallback = node.at("byte_fallback").flag(false);
   model.ignore_merges = node.at("ignore_merges").flag(false);
   for (const char* name : {"vocab", "merges"}) {
-    const Node found = node.at(name);  // there only if it is of another type
+    const TokenizerNode found = node.at(name);  // there only if it is of another type
     if (!found.is_null()) found.refuse(name[0] == 'v' ? "an object of tokens and ids" : "an array");
   }
 }
@@ -441,21 +239,21 @@ void read_model(const Node& node, BpeModel& model) {
 SortedJson read_json(const fs::path& file) {
   BpeModel unused;
   const std::string who = file.string();
-  return Reader(who, unused, false).read(read_file(file));
+  return read_tokenizer_file(read_file(file), who, unused);
 }
 
 /// The content of the special token that the first of these processors puts before a single text; "": none.
-std::string first_token(const Node& processor) {
+std::string first_token(const TokenizerNode& processor) {
   if (processor.is_null()) return "";
-  if (const Node several = processor.at("processors"); !several.is_null()) {
-    for (const Node& one : several.items()) {
+  if (const TokenizerNode several = processor.at("processors"); !several.is_null()) {
+    for (const TokenizerNode& one : several.items()) {
       if (const std::string found = first_token(one); !found.empty()) return found;
     }
   }
-  const Node single = processor.at("single");
-  const auto pieces = single.is_null() ? std::vector<Node>() : single.items();
+  const TokenizerNode single = processor.at("single");
+  const auto pieces = single.is_null() ? std::vector<TokenizerNode>() : single.items();
   if (pieces.empty()) return "";
-  const Node token = pieces[0].at("SpecialToken");
+  const TokenizerNode token = pieces[0].at("SpecialToken");
   return token.is_null() ? "" : token.at("id").string();
 }
 
@@ -484,22 +282,23 @@ std::string TokenDecoder::bytes(const std::string& token) const {
 
 TokenizerParts read_tokenizer_json(std::string_view bytes, const std::string& who) {
   TokenizerParts parts;
-  const SortedJson json = Reader(who, parts.model, false).read(bytes);
-  const Node root(json, who, "");
+  const SortedJson json = read_tokenizer_file(bytes, who, parts.model);
+  const TokenizerNode root(json, who, "");
   if (root.at("model").is_null()) fail(who, ": has no model, expected a tokenizer.json of the tokenizers library");
   read_model(root.at("model"), parts.model);
-  for (const Node& step : steps_of(root.at("normalizer"), "normalizers")) {
+  for (const TokenizerNode& step : steps_of(root.at("normalizer"), "normalizers")) {
     parts.normalizers.push_back(read_normalizer(step));
   }
   parts.model.byte_level = read_pre_tokenizers(root.at("pre_tokenizer"), parts);
-  const Node decoder = root.at("decoder");
+  const TokenizerNode decoder = root.at("decoder");
   if (decoder.is_null() && !parts.model.byte_level) decoder.refuse("a decoder");
   read_decoder(decoder, parts.decoder);
   if (decoder.is_null()) parts.decoder.byte_level = true;
   parts.first_token = first_token(root.at("post_processor"));
-  const Node added = root.at("added_tokens");
+  const TokenizerNode added = root.at("added_tokens");
   if (added.is_null()) return parts;
-  for (const Node& token : added.items()) parts.added.push_back(read_added(token, token.at("id").count(kMostInteger)));
+  for (const TokenizerNode& token : added.items())
+    parts.added.push_back(read_added(token, token.at("id").count(kMostInteger)));
   return parts;
 }
 
@@ -507,7 +306,7 @@ TokenizerParts read_vocab_and_merges(const fs::path& folder) {
   TokenizerParts parts;
   BpeModel& model = parts.model;
   const std::string vocabulary = (folder / "vocab.json").string(), merges = (folder / "merges.txt").string();
-  if (!Reader(vocabulary, model, true).read(read_file(vocabulary)).is_null() || model.vocabulary.empty()) {
+  if (!read_vocabulary_file(read_file(vocabulary), vocabulary, model) || model.vocabulary.empty()) {
     fail(vocabulary, ": expected an object of tokens and ids");
   }
   const std::string lines = read_file(merges);
@@ -524,11 +323,11 @@ TokenizerParts read_vocab_and_merges(const fs::path& folder) {
   bool prefix = false, qwen2 = false;
   if (fs::exists(config)) {
     const SortedJson json = read_json(config);
-    const Node root(json, config.string(), "");
+    const TokenizerNode root(json, config.string(), "");
     if (root.at("add_bos_token").flag(false)) parts.first_token = root.at("bos_token").name();
     prefix = root.at("add_prefix_space").flag(false);
     qwen2 = root.at("tokenizer_class").name().starts_with("Qwen2");
-    const Node added = root.at("added_tokens_decoder");
+    const TokenizerNode added = root.at("added_tokens_decoder");
     if (!added.is_null()) {
       for (const auto& [id, token] : added.members()) {
         if (id.empty() || id.size() > 10 || id.find_first_not_of("0123456789") != id.npos) {
@@ -541,7 +340,7 @@ TokenizerParts read_vocab_and_merges(const fs::path& folder) {
   if (fs::exists(more)) {
     BpeModel added;
     const std::string who = more.string();
-    if (!Reader(who, added, true).read(read_file(more)).is_null()) fail(who, ": expected an object of tokens and ids");
+    if (!read_vocabulary_file(read_file(more), who, added)) fail(who, ": expected an object of tokens and ids");
     std::set<std::string> known;
     for (const AddedToken& token : parts.added) known.insert(token.content);
     for (const auto& [content, id] : added.vocabulary) {
@@ -561,7 +360,8 @@ std::vector<std::pair<std::string, std::string>> read_names(const fs::path& file
   std::vector<std::pair<std::string, std::string>> names;
   if (!fs::exists(file)) return names;
   const SortedJson json = read_json(file);
-  for (const auto& [name, value] : Node(json, file.string(), "").members()) names.emplace_back(name, value.name());
+  for (const auto& [name, value] : TokenizerNode(json, file.string(), "").members())
+    names.emplace_back(name, value.name());
   return names;
 }
 
