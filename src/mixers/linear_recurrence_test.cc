@@ -147,10 +147,12 @@ TEST(LinearRecurrence, RoundedInputsAreComputedInTheTypeOfTheState) {
     for (Tensor* x : {&wide.q, &wide.k, &wide.v, &wide.beta, &wide.g, &wide.S}) {
       if (x->defined()) *x = x->to(at::kDouble);
     }
-    const auto out = linear_recurrence_chunked(in, 4), expected = linear_recurrence_chunked(wide, 4);
-    EXPECT_EQ(out.o.scalar_type(), at::kBFloat16);
-    EXPECT_CLOSE_RMS(out.o, expected.o, 5e-3);
-    EXPECT_CLOSE_RMS(out.S, expected.S, 1e-5);
+    const auto expected = linear_recurrence_reference(wide);
+    for (const auto& out : {linear_recurrence_chunked(in, 4), linear_recurrence_reference(in)}) {
+      EXPECT_EQ(out.o.scalar_type(), at::kBFloat16);
+      EXPECT_CLOSE_RMS(out.o, expected.o, 5e-3);
+      EXPECT_CLOSE_RMS(out.S, expected.S, 1e-5);
+    }
   }
 }
 
