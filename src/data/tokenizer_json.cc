@@ -1,6 +1,7 @@
 #include "data/tokenizer_json.h"
 
 #include <algorithm>
+#include <limits>
 #include <set>
 
 #include "core/error.h"

@@ -303,7 +303,8 @@ TEST_F(Directory, ShardsAreReadByTheirIndex) {
   const std::string index = read_file(folder / "model.safetensors.index.json");
   EXPECT_GT(Json::parse(index)["metadata"]["total_size"], 9000);
   EXPECT_TRUE(fs::exists(folder / "model-00002-of-00006.safetensors")) << testing::PrintToString(folder.names());
-  for (const auto& [name, file] : Json::parse(index)["weight_map"].items()) {
+  const Json files = Json::parse(index)["weight_map"];
+  for (const auto& [name, file] : files.items()) {
     EXPECT_LE(fs::file_size(folder / file.get<std::string>()), 9000 + 4000) << name;
   }
   const LoadedModel loaded = load_model(folder.path());

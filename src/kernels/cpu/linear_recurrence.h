@@ -76,6 +76,8 @@ struct RecurrenceCall {
   int64_t row_size() const { return features ? features->K : K; }
   int64_t row_begin(int64_t b) const { return b == 0 ? 0 : row_end[static_cast<size_t>(b) - 1]; }
   int64_t row_chunks(int64_t b) const { return row_end[static_cast<size_t>(b)] - row_begin(b); }
+  /// Of `keep` chunks, the last of fewer: each begins at a saved state.
+  int64_t row_groups(int64_t b) const { return (row_chunks(b) + keep - 1) / keep; }
   /// Rounded up in every row: the states of row b and head h begin at saved_before(b, h).
   int64_t states_saved() const { return causal ? saved_before(B, 0) : first_document.back() * H; }
   int64_t saved_before(int64_t b, int64_t h) const {

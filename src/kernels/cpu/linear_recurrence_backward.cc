@@ -57,7 +57,7 @@ class Backward {
   /// From the last chunks to the first, some at a time: head after head, so that memory is read in its order.
   void run(int64_t b, int64_t first_head, int64_t heads) {
     for (int64_t i = 0; i < heads; ++i) begin(b, first_head + i, i);
-    for (int64_t n = groups(b); n-- > 0;) {
+    for (int64_t n = call_.row_groups(b); n-- > 0;) {
       for (int64_t i = 0; i < heads; ++i) {
         select(i);
         group(b, first_head + i, n);
@@ -76,7 +76,7 @@ class Backward {
       for (; n >= last; --n) {
         const int64_t size = call_.row_size();
         prefetch(b, h, n - 1, {{call_.q, size}, {call_.k, size}, {d_.o, V_}});
-        gradient(b, h, chunk(b, n));
+        step_back_alone(b, h, chunk(b, n));
       }
       copy(R_, state_size_, after + part * state_size_);
     }
@@ -95,9 +95,7 @@ class Backward {
     return call_.chunks[static_cast<size_t>(call_.row_begin(b) + n)];
   }
 
-  /// Of `keep` chunks each.
-  int64_t groups(int64_t b) const { return (call_.row_chunks(b) + call_.keep - 1) / call_.keep; }
-  int64_t first_group(int64_t b, int64_t part, int64_t parts) const { return groups(b) * part / parts; }
+  int64_t first_group(int64_t b, int64_t part, int64_t parts) const { return call_.row_groups(b) * part / parts; }
 
   /// The i-th of the heads that are worked on together.
   void select(int64_t i) {
@@ -193,13 +191,13 @@ class Backward {
     for (int64_t i = 0; i < c; ++i) scale(head_.after(c, i), Vp_, U_ + i * Vp_);
   }
 
-  /// X, F and do.
-  void read(int64_t b, int64_t h, const RecurrenceChunk& chunk) {
+  /// X, do and with `scores` F.
+  void read(int64_t b, int64_t h, const RecurrenceChunk& chunk, bool scores = true) {
     const int64_t c = chunk.count;
     float peak = peak_before(b, h, chunk);
     head_.load_chunk(b, h, chunk, peak);
     if (head_.decay == Decay::channel) copy(head_.X, 2 * c * Kp_, raw_);
-    head_.scores(c);
+    if (scores) head_.scores(c);
     for (int64_t i = 0; i < c; ++i) {
       load_row(d_.o, head_.token(b, h, chunk, i) * V_, V_, Vp_, E_ + (c + i) * Vp_);
     }
@@ -217,9 +215,9 @@ class Backward {
                               Kp_);
   }
 
-  /// R of the chunk before, and no gradients of this one.
-  void gradient(int64_t b, int64_t h, const RecurrenceChunk& chunk) {
-    read(b, h, chunk);
+  /// The same without anything else of the chunk; U and what is made of it mean nothing then.
+  void step_back_alone(int64_t b, int64_t h, const RecurrenceChunk& chunk) {
+    read(b, h, chunk, head_.corrects || head_.decay == Decay::channel);
     if (head_.corrects) {
       values(chunk.count);
       solve(b, h, chunk);
@@ -444,10 +442,13 @@ class Backward {
   float *du_ = nullptr, *dx_ = nullptr, *dg_ = nullptr, *peak_gradients_ = nullptr, *dp_ = nullptr;
 };
 
-/// Where there are fewer heads than threads, these share the chunks of each head, once it is known what R is after each
-/// share. With a largest exponent, whose gradient passes through all of them, they do not.
+/// Where there are two threads or more to a head, they share its groups of chunks, once it is known what R is after
+/// each share. With a largest exponent, whose gradient passes through all of them, they do not.
 void backward(const RecurrenceCall& call, const RecurrenceGradients& gradients) {
-  const int64_t heads = call.B * call.H, parts = threads() / heads;
+  const int64_t heads = call.B * call.H;
+  int64_t groups = 0;  // of the longest row
+  for (int64_t b = 0; b < call.B; ++b) groups = std::max(groups, call.row_groups(b));
+  const int64_t parts = std::min(groups, threads() / heads);
   if (parts <= 1 || gradients.peak) return each_group<Backward>(call, gradients);
   const int64_t size = parts * padded(call.V) * padded(call.K);
   std::vector<float> after(static_cast<size_t>(heads * size));

@@ -37,6 +37,7 @@ HWY_INLINE void each_vector(int64_t n, const F& f) {
 
 /// Rows of so many vectors stay in registers from pass to pass, four at once.
 constexpr int kHeld = kAccumulators == 24 ? 4 : 0;
+static_assert(kHeld * kLanes % cpu::kAlign == 0);  // no columns beyond, and what is kept is written where it lies
 
 /// R rows that are read and written in passes: N vectors each, in registers, or of any length, where they lie.
 template <int R, int N, class Float = float>
@@ -150,9 +151,9 @@ struct Norm {
     Vec u_sum[R], ux_sum[R];
     clear<R>(u_sum), clear<R>(ux_sum);
     Vec squares = hn::Zero(kWide);
-    const float *const gammas = gamma, *const betas = beta;
+    const float *const scales = gamma, *const shifts = beta;  // stores could change the members
     each_vector<N>(padded, [&](int64_t j) {
-      const Vec g = load(gammas + j), b = load(betas + j);
+      const Vec g = load(scales + j), b = load(shifts + j);
       for (int i = 0; i < R; ++i) {
         Vec normal = x.get(j, i);
         if constexpr (normalizes) {
@@ -172,7 +173,7 @@ struct Norm {
     Vec mean_u[R], mean_ux[R];
     means<R>(u_sum, mean_u), means<R>(ux_sum, mean_ux);
     each_vector<N>(padded, [&](int64_t j) {
-      const Vec g = load(gammas + j);
+      const Vec g = load(scales + j);
       for (int i = 0; i < R; ++i) {
         const Vec centred = hn::Sub(hn::Mul(g, load(e[i] + j)), mean_u[i]);
         const Vec inner = hn::NegMulAdd(x.get(j, i), mean_ux[i], centred);

@@ -119,8 +119,8 @@ struct Head {
     return hn::IfThenElseZero(used, x);
   }
 
-  /// G = eta times the gradient of the inner loss of f(k) = X + bias; X becomes xhat, or X + bias without norm, which
-  /// is kept for the backward pass. Returns the inner loss.
+  /// G = eta times the gradient of the inner loss of f(k) = X + bias; xhat, or X + bias without norm, is kept for the
+  /// backward pass. Destroys X. Returns the inner loss.
   double learn(const Place& at, int64_t c, Rows<float> X, const float* bias, float* G) const {
     const auto eta = [&](int64_t i) { return call.eta[at.token(i)]; };
     const auto keep = [&](int64_t i, float r) {
@@ -281,6 +281,14 @@ struct HeadBackward : Head {
       copy(dbeta, K, d.beta + index * K);
     }
     copy(dscale, call.C, d.scale + index * call.C);
+  }
+
+  /// Whether W at block `last` of the row is what blocks [first, last) made of the state before them.
+  bool goes_on(int64_t first, int64_t last) const {
+    const auto& blocks = call.blocks[static_cast<size_t>(b)];
+    if (last == static_cast<int64_t>(blocks.size())) return false;
+    return std::none_of(blocks.begin() + first + 1, blocks.begin() + last + 1,
+                        [](const InnerBlock& block) { return block.restart; });
   }
 
   /// Has memory bring what the blocks of these tokens read and write, and the state that was saved before them.

@@ -191,8 +191,7 @@ class Backward {
   /// from here, else forth from the saved one.
   void begin_group(const float* saved, int64_t first, int64_t last) {
     saved_ = saved;
-    goes_on_ = last < static_cast<int64_t>(call_.blocks[static_cast<size_t>(head_.b)].size());
-    for (int64_t n = first + 1; goes_on_ && n <= last; ++n) goes_on_ = !blocks_[n].restart;
+    goes_on_ = head_.goes_on(first, last);
     if (goes_on_) return;
     transpose(K_, K_, saved, Kp_, states_, Kp_);
     for (int64_t n = first; n + 1 < last; ++n) advance(n, n - first);

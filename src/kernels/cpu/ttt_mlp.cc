@@ -19,7 +19,7 @@
 //   dW1 = dW1' + q^T dY + k^T dU;           dW2 = dW2' + a^T dZ + h^T dX + dM^T G2
 //   dD1 = dD1' + q^T (-s dY);               dD2 = dD2' + a^T (-s dZ)
 // States are saved at every keep-th block. From the next one W is stepped back to each block between them, W2 first,
-// from the saved U, xhat and r; where there is no next one, forth again.
+// from the saved U, xhat and r; where there is no next one, or a document begins on the way, forth again.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/ttt_mlp.cc"
 #include <hwy/foreach_target.h>
@@ -215,8 +215,7 @@ class Backward {
   /// from here, else forth from the saved one.
   void begin_group(float* saved, int64_t first, int64_t last) {
     states_[0] = {saved, saved + pairs_.size1};
-    goes_on_ = last < static_cast<int64_t>(call_.blocks[static_cast<size_t>(head_.b)].size());
-    for (int64_t n = first + 1; goes_on_ && n <= last; ++n) goes_on_ = !blocks_[n].restart;
+    goes_on_ = head_.goes_on(first, last);
     for (int64_t n = first; !goes_on_ && n + 1 < last; ++n) advance(n, n - first);
   }
   void prefetch(const Place& at, int64_t tokens, const float* saved) { head_.prefetch(at, tokens, saved, ahead_); }
@@ -224,8 +223,8 @@ class Backward {
   /// Block n, the i-th of its group.
   void block(int64_t n, int64_t i) {
     const InnerBlock& block = blocks_[n];
-    const bool back = goes_on_ && i > 0;
-    const Pair& W = i == 0 || back ? W_ : states_[static_cast<size_t>(i)];
+    const bool steps_back = goes_on_ && i > 0;
+    const Pair& W = i == 0 || steps_back ? W_ : states_[static_cast<size_t>(i)];
     const float last = call_.scale[call_.C - 1];
     const Place at(call_, head_.index, block);
     const bool pending = n == 0 && block.place > 0;
@@ -243,13 +242,13 @@ class Backward {
     head_.answer_backward(at, c, dZ);
     bend(c, pairs_.kept(head_, block), U, h);
     if (i == 0) copy_saved();
-    if (back) pairs_.step_second<Store::add>(c, h, G2, last, W_.W2);
+    if (steps_back) pairs_.step_second<Store::add>(c, h, G2, last, W_.W2);
     transpose(F, K, W.W2, Kp, wide_, row);
     product<Store::set>(2 * c, F, K, {dZ, Kp}, wide_, row, dA, row);  // dZ W2^T and M
     ahead_.some(2);
     multiply<Store::set>(c, F, row, G1, bend_, bend_);
     multiply<Store::set>(c, F, row, G1, U, G1);
-    if (back) pairs_.step_first<Store::add>(c, head_, G1, last, W_.W1);
+    if (steps_back) pairs_.step_first<Store::add>(c, head_, G1, last, W_.W1);
     product<Store::set>(c, F, K, {q, Kp}, W.W1, row, Y, row);
     product<Store::set>(c, c, K, {q, Kp}, head_.k_columns, Cp, P1_, Cp);
     copy(P1_, c * Cp, head_.P);
@@ -409,7 +408,7 @@ class Backward {
   bool last_ = true;          // the block at hand is
   bool goes_on_ = false;      // the group after this one has W as this one leaves it
   std::vector<Pair> states_;  // W at the start of each block of a group, the first as saved
-  Pair W_;                    // of the block at hand
+  Pair W_;                    // of the block at hand; the bias in W2, which nothing asks for, is not kept
   Pair D_, dW_, dD_, dinitial_;
   float *wide_, *narrow_;        // [K, row], [F, Kp]: transposed weights
   float *UY_, *haM_, *AG_;       // [2C, row], [3C, row], [2C, row]: U over Y; h, a and dM; dA over G1
@@ -422,6 +421,7 @@ class Backward {
   float *P1_, *S1_, *P2_, *S2_;  // [C, Cp]
 };
 
+[[maybe_unused]] int64_t hidden(int64_t K) { return Width::kept_of(K); }
 [[maybe_unused]] int64_t state_size(int64_t K) { return (K + 1) * Width::row_of(K) + 4 * K * padded(K); }
 
 void gelu_all(const float* x, int64_t n, float* value, float* slope, float* curvature) {
@@ -459,7 +459,7 @@ const TTTKernel ttt_mlp = {
     .layers = 2,
     .keep = 8,
     .state_size = [](int64_t K) { return HWY_STATIC_DISPATCH(state_size)(K); },
-    .hidden = [](int64_t K) { return padded(4 * K); },
+    .hidden = [](int64_t K) { return HWY_STATIC_DISPATCH(hidden)(K); },
     .forward =
         [](const TTTCall& call, const TTTResult& result) {
           HWY_DYNAMIC_DISPATCH(forward)
