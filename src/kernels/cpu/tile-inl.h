@@ -155,8 +155,8 @@ HWY_INLINE hn::Vec<D> every_fourth(D d, const float* from, int64_t row) {
 
 /// to [n, lanes of D] = from [lanes of D, n]^T, n rounded up to a multiple of 4.
 template <class D>
-HWY_INLINE void transpose_rows(D d, int64_t n, const float* HWY_RESTRICT from, int64_t from_row,
-                               float* HWY_RESTRICT to, int64_t to_row) {
+HWY_INLINE void transpose_rows(D d, int64_t n, const float* HWY_RESTRICT from, int64_t from_row, float* HWY_RESTRICT to,
+                               int64_t to_row) {
   const hn::Repartition<uint64_t, D> pair;
   for (int64_t j = 0; j < n; j += 4, from += 4, to += 4 * to_row) {
     const auto row = [&](int64_t i) { return every_fourth(d, from + i * from_row, from_row); };
