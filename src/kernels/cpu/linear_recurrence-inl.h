@@ -157,11 +157,11 @@ void solve_triangular(int64_t c, int64_t n, const float* A, const float* beta, f
 
 /// product in pieces.
 template <Store store>
-void product_ahead(Ahead& ahead, int64_t m, int64_t n, int64_t k, Elements a, const float* b, int64_t b_row, float* c,
-                   int64_t c_row, float alpha = 1) {
+void product_ahead(Ahead& ahead, int64_t m, int64_t n, int64_t k, const Elements& a, const float* b, int64_t b_row,
+                   float* c, int64_t c_row, float alpha = 1) {
   constexpr int64_t kPiece = 12;
-  for (int64_t i = 0; i < m; i += kPiece, a.data += kPiece * a.row, c += kPiece * c_row) {
-    product<store>(std::min(kPiece, m - i), n, k, a, b, b_row, c, c_row, alpha);
+  for (int64_t i = 0; i < m; i += kPiece) {
+    product<store>(std::min(kPiece, m - i), n, k, a.from(i), b, b_row, c + i * c_row, c_row, alpha);
     ahead.some();
   }
 }

@@ -40,26 +40,51 @@ constexpr int kAccumulators = 12, kMostVectors = 2;  // 16 registers
 struct Elements {
   const float* data;
   int64_t row, column = 1;
+
+  Elements from(int64_t i) const { return {data + i * row, row, column}; }
 };
 
-/// The two ways a product is stored: C = alpha A B, or C += alpha A B.
-enum class Store { set, add };
+/// What a product is stored as: C = alpha A B, C += alpha A B, or C = A B with the row under B, a bias, added to each.
+enum class Store { set, add, biased };
+
+/// The end of a block of a product: with alpha = 1 the multiplications of a short one are a sixteenth fewer.
+template <Store store, bool scaled, int R, int N>
+HWY_INLINE void store_block(const Vec (&sum)[R][N], float* HWY_RESTRICT c, int64_t c_row, float alpha) {
+  const Vec scale = hn::Set(kWide, alpha);
+  LINEAL_UNROLL
+  for (int r = 0; r < R; ++r) {
+    LINEAL_UNROLL
+    for (int n = 0; n < N; ++n) {
+      float* to = c + r * c_row + n * kLanes;
+      Vec y = sum[r][n];
+      if constexpr (store == Store::add) {
+        const Vec old = hn::LoadU(kWide, to);
+        y = scaled ? hn::MulAdd(scale, y, old) : hn::Add(y, old);
+      } else if constexpr (scaled) {
+        y = hn::Mul(scale, y);
+      }
+      hn::StoreU(y, kWide, to);
+    }
+  }
+}
 
 /// Rows [0, R) and vectors [0, N) of a product over k. Out of line, and b pinned in registers: inlined, the compiler
-/// folds the loads of b into the multiplications and spills accumulators.
+/// folds the loads of b into the multiplications and spills accumulators. A comes in registers: what is written in two
+/// words and read as one, as structs are copied, is not there before the block before has been stored.
 template <Store store, int R, int N>
-HWY_NOINLINE void product_block(int64_t k, const Elements& a, const float* HWY_RESTRICT b, int64_t b_row,
-                                float* HWY_RESTRICT c, int64_t c_row, float alpha) {
+HWY_NOINLINE void product_block(int64_t k, const float* a, int64_t row, int64_t column, const float* HWY_RESTRICT b,
+                                int64_t b_row, float* HWY_RESTRICT c, int64_t c_row, float alpha) {
   Vec sum[R][N];
   LINEAL_UNROLL
   for (int r = 0; r < R; ++r) {
     LINEAL_UNROLL
-    for (int n = 0; n < N; ++n) sum[r][n] = hn::Zero(kWide);
+    for (int n = 0; n < N; ++n) {
+      sum[r][n] = store == Store::biased ? hn::LoadU(kWide, b + k * b_row + n * kLanes) : hn::Zero(kWide);
+    }
   }
-  const int64_t row = a.row, column = a.column;
   const float* element[(R + 3) / 4];  // of every fourth row: more pointers than registers would be loaded each time
   LINEAL_UNROLL
-  for (int r = 0; r < R; r += 4) element[r / 4] = a.data + r * row;
+  for (int r = 0; r < R; r += 4) element[r / 4] = a + r * row;
   for (int64_t l = 0; l < k; ++l, b += b_row) {
     Vec b_l[N];
     LINEAL_UNROLL
@@ -78,19 +103,14 @@ HWY_NOINLINE void product_block(int64_t k, const Elements& a, const float* HWY_R
     LINEAL_UNROLL
     for (int r = 0; r < R; r += 4) element[r / 4] += column;
   }
-  const Vec scale = hn::Set(kWide, alpha);
-  LINEAL_UNROLL
-  for (int r = 0; r < R; ++r) {
-    LINEAL_UNROLL
-    for (int n = 0; n < N; ++n) {
-      float* to = c + r * c_row + n * kLanes;
-      const Vec old = store == Store::add ? hn::LoadU(kWide, to) : hn::Zero(kWide);
-      hn::StoreU(hn::MulAdd(scale, sum[r][n], old), kWide, to);
-    }
+  if (store == Store::biased || alpha == 1) {
+    store_block<store, false>(sum, c, c_row, 1);
+  } else {
+    store_block<store, true>(sum, c, c_row, alpha);
   }
 }
 
-using ProductBlock = void (*)(int64_t, const Elements&, const float*, int64_t, float*, int64_t, float);
+using ProductBlock = void (*)(int64_t, const float*, int64_t, int64_t, const float*, int64_t, float*, int64_t, float);
 
 template <Store store, int N, size_t... R>
 constexpr auto product_blocks(std::index_sequence<R...>) {
@@ -99,16 +119,15 @@ constexpr auto product_blocks(std::index_sequence<R...>) {
 
 /// `m` rows of N vectors, in blocks of nearly equal height. `lower`: row i uses only the first i + 1 elements of A.
 template <Store store, int N>
-HWY_INLINE void product_columns(int64_t m, int64_t k, Elements a, const float* b, int64_t b_row, float* c,
+HWY_INLINE void product_columns(int64_t m, int64_t k, const Elements& a, const float* b, int64_t b_row, float* c,
                                 int64_t c_row, float alpha, bool lower) {
   constexpr int64_t kMost = kAccumulators / N;
   static constexpr auto blocks = product_blocks<store, N>(std::make_index_sequence<kMost>());
   int64_t left = (m + kMost - 1) / kMost;
   for (int64_t i = 0; i < m; --left) {
     const int64_t rows = (m - i + left - 1) / left;
-    blocks[static_cast<size_t>(rows - 1)](lower ? std::min(k, i + rows) : k, a, b, b_row, c, c_row, alpha);
-    a.data += rows * a.row;
-    c += rows * c_row;
+    blocks[static_cast<size_t>(rows - 1)](lower ? std::min(k, i + rows) : k, a.data + i * a.row, a.row, a.column, b,
+                                          b_row, c + i * c_row, c_row, alpha);
     i += rows;
   }
 }
@@ -116,7 +135,7 @@ HWY_INLINE void product_columns(int64_t m, int64_t k, Elements a, const float* b
 /// C [m, n] (rows c_row apart) = or += alpha A B, with A [m, k] and B [k, n]; columns up to the next multiple of kLanes
 /// are written too. `lower`: A is lower triangular, and zero above within blocks of its diagonal.
 template <Store store>
-void product(int64_t m, int64_t n, int64_t k, Elements a, const float* b, int64_t b_row, float* c, int64_t c_row,
+void product(int64_t m, int64_t n, int64_t k, const Elements& a, const float* b, int64_t b_row, float* c, int64_t c_row,
              float alpha = 1, bool lower = false) {
   for (int64_t j = 0; j < n;) {
     const int64_t vectors = std::min<int64_t>((n - j + kLanes - 1) / kLanes, kMostVectors);
