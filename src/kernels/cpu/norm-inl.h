@@ -1,5 +1,6 @@
-// The layer norm of one head and the gradient of TTT's inner loss, forward and backward, on R rows at once: their sums
-// do not wait for one another. Rows are `padded` floats long, zero beyond the K in use.
+// The layer norm of one head and the gradient of TTT's inner loss, forward and backward, on the rows of a block: pass
+// by pass over all of them, for four rows whose sums are awaited do not keep the processor busy. Rows are `padded`
+// floats long, zero beyond the K in use.
 #if defined(LINEAL_KERNELS_CPU_NORM_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef LINEAL_KERNELS_CPU_NORM_INL_H_
 #undef LINEAL_KERNELS_CPU_NORM_INL_H_
@@ -20,49 +21,7 @@ struct Rows {
   int64_t step = 0;
 
   Float* operator[](int64_t i) const { return data + i * step; }
-  Rows from(int64_t i) const { return {data + i * step, step}; }
   operator Rows<const Float>() const { return {data, step}; }
-};
-
-/// f(j) for the first element of every vector of a row: N of them, or as many as n has where N is 0.
-template <int N, class F>
-HWY_INLINE void each_vector(int64_t n, const F& f) {
-  if constexpr (N > 0) {
-    LINEAL_UNROLL
-    for (int i = 0; i < N; ++i) f(i * kLanes);
-  } else {
-    for (int64_t j = 0; j < n; j += kLanes) f(j);
-  }
-}
-
-/// Rows of so many vectors stay in registers from pass to pass, four at once.
-constexpr int kHeld = kAccumulators == 24 ? 4 : 0;
-static_assert(kHeld * kLanes % cpu::kAlign == 0);  // no columns beyond, and what is kept is written where it lies
-
-/// R rows that are read and written in passes: N vectors each, in registers, or of any length, where they lie.
-template <int R, int N, class Float = float>
-class Held {
- public:
-  explicit HWY_INLINE Held(Rows<Float> at) : at_(at) {
-    each_vector<N>(0, [&](int64_t j) {
-      for (int i = 0; i < R; ++i) v_[j / kLanes][i] = load(at[i] + j);
-    });
-  }
-  HWY_INLINE Vec get(int64_t j, int i) const {
-    if constexpr (N > 0) return v_[j / kLanes][i];
-    return load(at_[i] + j);
-  }
-  HWY_INLINE void set(int64_t j, int i, Vec v) {
-    if constexpr (N > 0) {
-      v_[j / kLanes][i] = v;
-    } else {
-      store(v, at_[i] + j);
-    }
-  }
-
- private:
-  Rows<Float> at_;
-  Vec v_[N > 0 ? N : 1][R];
 };
 
 /// LN(x) = gamma xhat + beta with xhat = (x - mean) r, r = 1 / sqrt(variance + eps).
@@ -70,221 +29,175 @@ struct Norm {
   static constexpr float kEps = 1e-6f;
   int64_t K, padded;
   float *gamma, *beta;
-  float* valid;  // 1 for the columns in use
+  float* numbers;  // [8, room(C)]: of rows, between passes
+  int64_t rows;    // room(C)
 
-  /// The sums of the lanes of R vectors times alpha, to [4].
-  template <int R>
-  static HWY_INLINE void sums(const Vec (&v)[R], float alpha, float* to) {
-    constexpr int second = R > 1 ? 1 : 0, third = R > 2 ? 2 : 0, fourth = R > 3 ? 3 : 0;
-    const hn::FixedTag<float, 4> quad;
-    hn::StoreU(hn::Mul(lane_sums(v[0], v[second], v[third], v[fourth]), hn::Set(quad, alpha)), quad, to);
-  }
-  /// A number for each row, in every lane.
-  template <int R>
-  static HWY_INLINE void spread(const float* numbers, Vec (&to)[R]) {
-    for (int r = 0; r < R; ++r) to[r] = all(numbers[r]);
-  }
-  /// Means over rows, from vectors that add up to each row's sum.
-  template <int R>
-  HWY_INLINE void means(const Vec (&v)[R], Vec (&to)[R]) const {
-    float numbers[4];
-    sums<R>(v, 1 / static_cast<float>(K), numbers);
-    spread<R>(numbers, to);
-  }
-  template <int R>
-  static HWY_INLINE void clear(Vec (&v)[R]) {
-    for (int r = 0; r < R; ++r) v[r] = hn::Zero(kWide);
-  }
-  /// Zero beyond the columns in use.
-  template <int N>
+  /// How many numbers arrays of one for each row have: passes write them in fours.
+  static constexpr int64_t room(int64_t C) { return cpu::padded(C + 3); }
+  float* number(int64_t i) const { return numbers + i * rows; }
+
+  /// v, zero beyond the columns in use.
   HWY_INLINE Vec within(Vec v, int64_t j) const {
-    return N > 0 ? v : hn::Mul(v, load(valid + j));
+    if (HWY_LIKELY(j + kLanes <= K)) return v;
+    return hn::IfThenElseZero(hn::FirstN(kWide, static_cast<size_t>(std::max<int64_t>(0, K - j))), v);
   }
 
-  /// f(i, R, N) for groups of R rows that cover [0, c), their vectors N or 0, both at compile time.
-  template <class F>
-  HWY_INLINE void each_rows(int64_t c, const F& f) const {
-    if (kHeld > 0 && K == kHeld * kLanes && c % 4 == 0) {
-      for (int64_t i = 0; i < c; i += 4) f(i, std::integral_constant<int, 4>(), std::integral_constant<int, kHeld>());
-    } else {
-      each_piece<4>(c, [&](int64_t i, auto count) { f(i, count, std::integral_constant<int, 0>()); });
+  /// What a pass knows of a row: numbers of it in all lanes, and sums over it.
+  template <int N, int S>
+  struct Row {
+    Vec of[N + 1], sum[S + 1];
+  };
+  /// A pass over c rows: f(i, j, row, columns) for the vector at column j of row i, which adds to the row's sums and to
+  /// those of the column. The row has N numbers from `of`; means of its S sums go to `to`; T sums of columns are added
+  /// to those of `columns`.
+  template <int N, int S, int T, class F>
+  HWY_INLINE void pass(int64_t c, const std::array<const float*, N>& of, const std::array<float*, S>& to,
+                       const std::array<float*, T>& columns, const F& f) const {
+    const int64_t width = padded;
+    const float each = 1 / static_cast<float>(K);
+    each_piece<4>(c, [&](int64_t first, auto count) {
+      constexpr int R = decltype(count)::value;
+      Row<N, S> rows[R];
+      LINEAL_UNROLL
+      for (int i = 0; i < R; ++i) {
+        LINEAL_UNROLL
+        for (int n = 0; n < N; ++n) rows[i].of[n] = all(of[n][first + i]);
+        LINEAL_UNROLL
+        for (int s = 0; s < S; ++s) rows[i].sum[s] = hn::Zero(kWide);
+      }
+      for (int64_t j = 0; j < width; j += kLanes) {
+        Vec column[T + 1];
+        LINEAL_UNROLL
+        for (int t = 0; t < T; ++t) column[t] = load(columns[t] + j);
+        LINEAL_UNROLL
+        for (int i = 0; i < R; ++i) f(first + i, j, rows[i], column);
+        LINEAL_UNROLL
+        for (int t = 0; t < T; ++t) store(column[t], columns[t] + j);
+      }
+      const hn::FixedTag<float, 4> quad;
+      constexpr int second = R > 1 ? 1 : 0, third = R > 2 ? 2 : 0, fourth = R > 3 ? 3 : 0;
+      LINEAL_UNROLL
+      for (int s = 0; s < S; ++s) {
+        const auto total = lane_sums(rows[0].sum[s], rows[second].sum[s], rows[third].sum[s], rows[fourth].sum[s]);
+        hn::StoreU(hn::Mul(total, hn::Set(quad, each)), quad, to[s] + first);
+      }
+    });
+  }
+
+  /// x becomes x - mean; r [room(c)] is found.
+  HWY_INLINE void centre(int64_t c, Rows<float> x, float* r) const {
+    float* const mean = number(0);
+    pass<0, 1, 0>(c, {}, {mean}, {},
+                  [=](int64_t i, int64_t j, auto& row, Vec*) { row.sum[0] = hn::Add(row.sum[0], load(x[i] + j)); });
+    pass<1, 1, 0>(c, {mean}, {r}, {}, [=, this](int64_t i, int64_t j, auto& row, Vec*) {
+      const Vec centred = within(hn::Sub(load(x[i] + j), row.of[0]), j);
+      row.sum[0] = hn::MulAdd(centred, centred, row.sum[0]);
+      store(centred, x[i] + j);
+    });
+    for (int64_t i = 0; i < c; i += kLanes) {
+      store(hn::Div(all(1), hn::Sqrt(hn::Add(load(r + i), all(kEps)))), r + i);
     }
-  }
-
-  /// x becomes x + bias - mean; r [R] is found.
-  template <int R, int N>
-  HWY_INLINE void centre(Held<R, N>& x, const float* bias, float* r) const {
-    Vec sum[R], squares[R];
-    clear<R>(sum), clear<R>(squares);
-    each_vector<N>(padded, [&](int64_t j) {
-      const Vec b = load(bias + j);
-      for (int i = 0; i < R; ++i) {
-        const Vec y = hn::Add(x.get(j, i), b);
-        x.set(j, i, y);
-        sum[i] = hn::Add(sum[i], y);
-      }
-    });
-    Vec mean[R];
-    means<R>(sum, mean);
-    each_vector<N>(padded, [&](int64_t j) {
-      for (int i = 0; i < R; ++i) {
-        const Vec centred = within<N>(hn::Sub(x.get(j, i), mean[i]), j);
-        squares[i] = hn::MulAdd(centred, centred, squares[i]);
-        x.set(j, i, centred);
-      }
-    });
-    float variance[4];
-    sums<R>(squares, 1 / static_cast<float>(K), variance);
-    const hn::FixedTag<float, 4> quad;
-    const auto root = hn::Sqrt(hn::Add(hn::LoadU(quad, variance), hn::Set(quad, kEps)));
-    hn::StoreU(hn::Div(hn::Set(quad, 1.0f), root), quad, variance);
-    std::copy_n(variance, R, r);
   }
 
   /// e = LN(x) - target, target = v - base; G = eta r (u - <u> - xhat <u xhat>), u = gamma e, which is eta times the
-  /// gradient of 1/2 |e|^2 by x. normalizes: x becomes xhat = scale x, which goes around the caches to `kept` too if
-  /// that is somewhere; else x is xhat. e may be G. Adds |e|^2 to `loss`.
-  template <bool normalizes, int R, int N, class Float>
-  HWY_INLINE void loss_gradient(Held<R, N, Float>& x, const Vec (&scale)[R], const Vec (&eta_r)[R], Rows<float> kept,
-                                Rows<const float> v, Rows<const float> base, Rows<float> e, Rows<float> G,
-                                Vec& loss) const {
-    Vec u_sum[R], ux_sum[R];
-    clear<R>(u_sum), clear<R>(ux_sum);
+  /// gradient of 1/2 |e|^2 by x. normalizes: x becomes xhat = r x, which goes around the caches to `kept` too if that
+  /// is somewhere, and e may be G; else x is xhat. Returns the sum of |e|^2 lane by lane.
+  template <bool normalizes, class Float>
+  HWY_INLINE Vec loss_gradient(int64_t c, Rows<Float> x, const float* r, const float* eta, Rows<float> kept,
+                               Rows<const float> v, Rows<const float> base, Rows<float> e, Rows<float> G) const {
+    const float *const scales = gamma, *const shifts = beta;
+    float *const mean_u = number(0), *const mean_ux = number(1), *const eta_r = number(2);
     Vec squares = hn::Zero(kWide);
-    const float *const scales = gamma, *const shifts = beta;  // stores could change the members
-    each_vector<N>(padded, [&](int64_t j) {
-      const Vec g = load(scales + j), b = load(shifts + j);
-      for (int i = 0; i < R; ++i) {
-        Vec normal = x.get(j, i);
-        if constexpr (normalizes) {
-          normal = hn::Mul(normal, scale[i]);
-          x.set(j, i, normal);
-          if (kept.data) hn::Stream(normal, kWide, kept[i] + j);
-        }
-        const Vec error = hn::Add(hn::Sub(hn::MulAdd(normal, g, b), load(v[i] + j)), load(base[i] + j));
-        const Vec u = hn::Mul(g, error);
-        u_sum[i] = hn::Add(u_sum[i], u);
-        ux_sum[i] = hn::MulAdd(u, normal, ux_sum[i]);
-        squares = hn::MulAdd(error, error, squares);
-        store(error, e[i] + j);
-      }
-    });
-    loss = hn::Add(loss, squares);
-    Vec mean_u[R], mean_ux[R];
-    means<R>(u_sum, mean_u), means<R>(ux_sum, mean_ux);
-    each_vector<N>(padded, [&](int64_t j) {
+    pass<1, 2, 0>(c, {r}, {mean_u, mean_ux}, {}, [=, &squares](int64_t i, int64_t j, auto& row, Vec*) {
       const Vec g = load(scales + j);
-      for (int i = 0; i < R; ++i) {
-        const Vec centred = hn::Sub(hn::Mul(g, load(e[i] + j)), mean_u[i]);
-        const Vec inner = hn::NegMulAdd(x.get(j, i), mean_ux[i], centred);
-        store(within<N>(hn::Mul(inner, eta_r[i]), j), G[i] + j);
+      Vec xhat = load(x[i] + j);
+      if constexpr (normalizes) {
+        xhat = hn::Mul(xhat, row.of[0]);
+        store(xhat, x[i] + j);
+        if (kept.data) hn::Stream(xhat, kWide, kept[i] + j);
       }
+      const Vec error = hn::Add(hn::Sub(hn::MulAdd(xhat, g, load(shifts + j)), load(v[i] + j)), load(base[i] + j));
+      const Vec u = hn::Mul(g, error);
+      row.sum[0] = hn::Add(row.sum[0], u);
+      row.sum[1] = hn::MulAdd(u, xhat, row.sum[1]);
+      squares = hn::MulAdd(error, error, squares);
+      store(error, e[i] + j);
     });
+    for (int64_t i = 0; i < c; ++i) eta_r[i] = eta[i] * r[i];
+    pass<3, 0, 0>(c, {mean_u, mean_ux, eta_r}, {}, {}, [=, this](int64_t i, int64_t j, auto& row, Vec*) {
+      const Vec centred = hn::Sub(hn::Mul(load(scales + j), load(e[i] + j)), row.of[0]);
+      const Vec inner = hn::NegMulAdd(load(x[i] + j), row.of[1], centred);
+      store(within(hn::Mul(inner, row.of[2]), j), G[i] + j);
+    });
+    return squares;
   }
 
   /// From the gradient dy of LN(x): dx = r (h - <h> - xhat <h xhat>), h = gamma dy. Adds to dgamma and dbeta.
-  template <int R>
-  HWY_INLINE void backward(Rows<const float> xhat, const Vec (&scale_r)[R], Rows<const float> dy, Rows<float> dx,
+  HWY_INLINE void backward(int64_t c, Rows<const float> xhat, const float* r, Rows<const float> dy, Rows<float> dx,
                            float* dgamma, float* dbeta) const {
-    Vec h_sum[R], hx_sum[R];
-    clear<R>(h_sum), clear<R>(hx_sum);
-    for (int64_t j = 0; j < padded; j += kLanes) {
-      const Vec g = load(gamma + j);
-      Vec for_gamma = load(dgamma + j), for_beta = load(dbeta + j);
-      for (int i = 0; i < R; ++i) {
-        const Vec x = load(xhat[i] + j), y = load(dy[i] + j), h = hn::Mul(g, y);
-        h_sum[i] = hn::Add(h_sum[i], h);
-        hx_sum[i] = hn::MulAdd(h, x, hx_sum[i]);
-        for_gamma = hn::MulAdd(y, x, for_gamma);
-        for_beta = hn::Add(y, for_beta);
-      }
-      store(for_gamma, dgamma + j);
-      store(for_beta, dbeta + j);
-    }
-    Vec mean_h[R], mean_hx[R];
-    means<R>(h_sum, mean_h), means<R>(hx_sum, mean_hx);
-    for (int64_t j = 0; j < padded; j += kLanes) {
-      const Vec g = load(gamma + j), used = load(valid + j);
-      for (int i = 0; i < R; ++i) {
-        const Vec centred = hn::Sub(hn::Mul(g, load(dy[i] + j)), mean_h[i]);
-        const Vec inner = hn::NegMulAdd(load(xhat[i] + j), mean_hx[i], centred);
-        store(hn::Mul(hn::Mul(inner, scale_r[i]), used), dx[i] + j);
-      }
-    }
+    const float* const scales = gamma;
+    float *const mean_h = number(0), *const mean_hx = number(1);
+    pass<0, 2, 2>(c, {}, {mean_h, mean_hx}, {dgamma, dbeta}, [=](int64_t i, int64_t j, auto& row, Vec* columns) {
+      const Vec x = load(xhat[i] + j), y = load(dy[i] + j), h = hn::Mul(load(scales + j), y);
+      row.sum[0] = hn::Add(row.sum[0], h);
+      row.sum[1] = hn::MulAdd(h, x, row.sum[1]);
+      columns[0] = hn::MulAdd(y, x, columns[0]);
+      columns[1] = hn::Add(y, columns[1]);
+    });
+    pass<3, 0, 0>(c, {mean_h, mean_hx, r}, {}, {}, [=, this](int64_t i, int64_t j, auto& row, Vec*) {
+      const Vec centred = hn::Sub(hn::Mul(load(scales + j), load(dy[i] + j)), row.of[0]);
+      const Vec inner = hn::NegMulAdd(load(xhat[i] + j), row.of[1], centred);
+      store(within(hn::Mul(inner, row.of[2]), j), dx[i] + j);
+    });
   }
 
   /// Backward of loss_gradient, from the gradient dG of G: dX, and de to two places, as the gradient `dbase` of the
-  /// base and negated as that of v; adds to dgamma and dbeta; deta [R] is found. With w = eta dG:
+  /// base and negated as that of v; adds to dgamma and dbeta; deta [c] is found. With w = eta dG:
   ///   du = r (w - <w> - xhat <w xhat>);  de = gamma du;  dxhat = gamma de - r (<u xhat> w + <w xhat> u)
   ///   dX = r (dxhat - <dxhat> - xhat <dxhat xhat>) - r xhat eta deta / K
   ///   deta = rowsum(dG . G / eta) = r K (<dG u> - <dG> <u> - <dG xhat> <u xhat>)
-  template <int R>
-  HWY_INLINE void loss_gradient_backward(Rows<const float> xhat, const float* r, const float* eta, Rows<const float> e,
-                                         Rows<const float> dG, Rows<float> dX, Rows<float> dv, Rows<float> dbase,
-                                         float* dgamma, float* dbeta, float* deta) const {
-    Vec d_sum[R], dx_sum[R], du_sum[R], u_sum[R], ux_sum[R];
-    clear<R>(d_sum), clear<R>(dx_sum), clear<R>(du_sum), clear<R>(u_sum), clear<R>(ux_sum);
-    for (int64_t j = 0; j < padded; j += kLanes) {
-      const Vec g = load(gamma + j);
-      for (int i = 0; i < R; ++i) {
-        const Vec x = load(xhat[i] + j), d = load(dG[i] + j), u = hn::Mul(g, load(e[i] + j));
-        d_sum[i] = hn::Add(d_sum[i], d);
-        dx_sum[i] = hn::MulAdd(d, x, dx_sum[i]);
-        du_sum[i] = hn::MulAdd(d, u, du_sum[i]);
-        u_sum[i] = hn::Add(u_sum[i], u);
-        ux_sum[i] = hn::MulAdd(u, x, ux_sum[i]);
-      }
-    }
-    float mean_d[4], mean_dx[4], mean_du[4], mean_u[4], mean_ux[4];
-    const float each = 1 / static_cast<float>(K);
-    sums<R>(d_sum, each, mean_d), sums<R>(dx_sum, each, mean_dx), sums<R>(du_sum, each, mean_du);
-    sums<R>(u_sum, each, mean_u), sums<R>(ux_sum, each, mean_ux);
-    float mean_w[R], mean_wx[R], along[R];  // along: eta deta / K
-    for (int i = 0; i < R; ++i) {
-      const float mean_dg = mean_du[i] - mean_d[i] * mean_u[i] - mean_dx[i] * mean_ux[i];
+  HWY_INLINE void loss_gradient_backward(int64_t c, Rows<const float> xhat, const float* r, const float* eta,
+                                         Rows<const float> e, Rows<const float> dG, Rows<float> dX, Rows<float> dv,
+                                         Rows<float> dbase, float* dgamma, float* dbeta, float* deta) const {
+    const float* const scales = gamma;
+    float *const mean_w = number(0), *const mean_wx = number(1), *const mean_du = number(2), *const mean_u = number(3),
+                 *const mean_ux = number(4), *const mean_x = number(5), *const mean_xx = number(6);
+    pass<0, 5, 0>(c, {}, {mean_w, mean_wx, mean_du, mean_u, mean_ux}, {}, [=](int64_t i, int64_t j, auto& row, Vec*) {
+      const Vec x = load(xhat[i] + j), d = load(dG[i] + j), u = hn::Mul(load(scales + j), load(e[i] + j));
+      row.sum[0] = hn::Add(row.sum[0], d);
+      row.sum[1] = hn::MulAdd(d, x, row.sum[1]);
+      row.sum[2] = hn::MulAdd(d, u, row.sum[2]);
+      row.sum[3] = hn::Add(row.sum[3], u);
+      row.sum[4] = hn::MulAdd(u, x, row.sum[4]);
+    });
+    for (int64_t i = 0; i < c; ++i) {
+      const float mean_dg = mean_du[i] - mean_w[i] * mean_u[i] - mean_wx[i] * mean_ux[i];
       deta[i] = static_cast<float>(K) * r[i] * mean_dg;
-      along[i] = eta[i] * r[i] * mean_dg;
-      mean_w[i] = eta[i] * mean_d[i];
-      mean_wx[i] = eta[i] * mean_dx[i];
+      mean_w[i] *= eta[i];
+      mean_wx[i] *= eta[i];
     }
-    Vec step[R], scale_r[R], w_mean[R];
-    spread<R>(eta, step), spread<R>(r, scale_r), spread<R>(mean_w, w_mean);
-    Vec wx_mean[R], ux_mean[R];
-    spread<R>(mean_wx, wx_mean), spread<R>(mean_ux, ux_mean);
-    Vec x_sum[R], xx_sum[R];
-    clear<R>(x_sum), clear<R>(xx_sum);
-    for (int64_t j = 0; j < padded; j += kLanes) {
-      const Vec g = load(gamma + j), used = load(valid + j);
-      Vec for_gamma = load(dgamma + j), for_beta = load(dbeta + j);
-      for (int i = 0; i < R; ++i) {
-        const Vec x = load(xhat[i] + j), error = load(e[i] + j), w = hn::Mul(step[i], load(dG[i] + j));
-        const Vec inner = hn::NegMulAdd(x, wx_mean[i], hn::Sub(w, w_mean[i]));
-        const Vec du = hn::Mul(hn::Mul(inner, scale_r[i]), used), de = hn::Mul(g, du);
-        store(hn::Neg(de), dv[i] + j);
-        store(de, dbase[i] + j);
-        for_gamma = hn::MulAdd(du, error, hn::MulAdd(de, x, for_gamma));
-        for_beta = hn::Add(de, for_beta);
-        const Vec cross = hn::MulAdd(ux_mean[i], w, hn::Mul(wx_mean[i], hn::Mul(g, error)));
-        const Vec dx = hn::NegMulAdd(scale_r[i], cross, hn::Mul(g, de));
-        x_sum[i] = hn::Add(x_sum[i], dx);
-        xx_sum[i] = hn::MulAdd(dx, x, xx_sum[i]);
-        store(dx, dX[i] + j);
-      }
-      store(for_gamma, dgamma + j);
-      store(for_beta, dbeta + j);
-    }
-    float mean_xx[4];
-    sums<R>(xx_sum, each, mean_xx);
-    for (int i = 0; i < R; ++i) mean_xx[i] += along[i];
-    Vec mean_x[R], mean_x_xhat[R];
-    means<R>(x_sum, mean_x), spread<R>(mean_xx, mean_x_xhat);
-    for (int64_t j = 0; j < padded; j += kLanes) {
-      const Vec used = load(valid + j);
-      for (int i = 0; i < R; ++i) {
-        const Vec inner = hn::NegMulAdd(load(xhat[i] + j), mean_x_xhat[i], hn::Sub(load(dX[i] + j), mean_x[i]));
-        store(hn::Mul(hn::Mul(inner, scale_r[i]), used), dX[i] + j);
-      }
-    }
+    pass<5, 2, 2>(c, {eta, r, mean_w, mean_wx, mean_ux}, {mean_x, mean_xx}, {dgamma, dbeta},
+                  [=, this](int64_t i, int64_t j, auto& row, Vec* columns) {
+                    const Vec &step = row.of[0], &scale = row.of[1], &w_mean = row.of[2], &wx_mean = row.of[3];
+                    const Vec g = load(scales + j), x = load(xhat[i] + j), error = load(e[i] + j);
+                    const Vec w = hn::Mul(step, load(dG[i] + j));
+                    const Vec inner = hn::NegMulAdd(x, wx_mean, hn::Sub(w, w_mean));
+                    const Vec du = within(hn::Mul(inner, scale), j), de = hn::Mul(g, du);
+                    store(hn::Neg(de), dv[i] + j);
+                    store(de, dbase[i] + j);
+                    columns[0] = hn::MulAdd(du, error, hn::MulAdd(de, x, columns[0]));
+                    columns[1] = hn::Add(de, columns[1]);
+                    const Vec cross = hn::MulAdd(row.of[4], w, hn::Mul(wx_mean, hn::Mul(g, error)));
+                    const Vec dx = hn::NegMulAdd(scale, cross, hn::Mul(g, de));
+                    row.sum[0] = hn::Add(row.sum[0], dx);
+                    row.sum[1] = hn::MulAdd(dx, x, row.sum[1]);
+                    store(dx, dX[i] + j);
+                  });
+    for (int64_t i = 0; i < c; ++i) mean_xx[i] += eta[i] * deta[i] / static_cast<float>(K);
+    pass<3, 0, 0>(c, {mean_x, mean_xx, r}, {}, {}, [=, this](int64_t i, int64_t j, auto& row, Vec*) {
+      const Vec inner = hn::NegMulAdd(load(xhat[i] + j), row.of[1], hn::Sub(load(dX[i] + j), row.of[0]));
+      store(within(hn::Mul(inner, row.of[2]), j), dX[i] + j);
+    });
   }
 };
 

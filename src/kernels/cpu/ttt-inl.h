@@ -32,6 +32,7 @@ struct Head {
   const float* zeros;         // [Kp]
   float *gammas, *betas;      // [together, Kp]
   Norm norm;
+  float *r, *eta;                   // [C]: of the block's rows
   int64_t b = 0, h = 0, index = 0;  // of the head at hand; index = b * H + h
 
   Head(Scratch& scratch, const TTTCall& the_call, int64_t together)
@@ -44,8 +45,10 @@ struct Head {
     zeros = scratch.take(Kp);
     gammas = scratch.take(together * Kp);
     betas = scratch.take(together * Kp);
-    norm = {K, Kp, gammas, betas, scratch.take(Kp)};
-    std::fill_n(norm.valid, K, 1.0f);
+    const int64_t rows = Norm::room(call.C);
+    norm = {K, Kp, gammas, betas, scratch.take(8 * rows), rows};
+    r = scratch.take(rows);
+    eta = scratch.take(rows);
   }
 
   /// The `slot`-th of the heads that are worked on together.
@@ -119,53 +122,46 @@ struct Head {
     return hn::IfThenElseZero(used, x);
   }
 
-  /// G = eta times the gradient of the inner loss of f(k) = X + bias; xhat, or X + bias without norm, is kept for the
-  /// backward pass. Destroys X. Returns the inner loss.
-  double learn(const Place& at, int64_t c, Rows<float> X, const float* bias, float* G) const {
-    const auto eta = [&](int64_t i) { return call.eta[at.token(i)]; };
-    const auto keep = [&](int64_t i, float r) {
-      if (call.k_rstd) call.k_rstd[at.token(i)] = r;
-    };
-    const double loss = gradients(c, X, bias, eta, keep, kept(call.k_normal, at, c), {G, Kp});
+  /// G = eta times the gradient of the inner loss of f(k) = X; xhat, or X without norm, is kept for the backward pass.
+  /// Destroys X. Returns the inner loss.
+  double learn(const Place& at, int64_t c, Rows<float> X, float* G) const {
+    for (int64_t i = 0; i < c; ++i) eta[i] = call.eta[at.token(i)];
+    const double loss = gradients(c, X, kept(call.k_normal, at, c), {G, Kp});
+    for (int64_t i = 0; i < c && call.k_rstd; ++i) call.k_rstd[at.token(i)] = r[i];
     finish_kept(X, call.k_normal, at, c);
     return loss;
   }
 
-  /// The inner loss of f(k) = X + bias; destroys X and g.
-  double loss(int64_t c, Rows<float> X, const float* bias, float* g) const {
-    return gradients(
-        c, X, bias, [](int64_t) { return 1.0f; }, [](int64_t, float) {}, {}, {g, Kp});
+  /// The inner loss of f(k) = X; destroys X and g.
+  double loss(int64_t c, Rows<float> X, float* g) const {
+    std::fill_n(eta, c, 1.0f);
+    return gradients(c, X, {}, {g, Kp});
   }
 
-  /// o from f(q) = Z + bias; destroys Z.
-  void answer(const Place& at, int64_t c, Rows<float> Z, const float* bias, Tokens<void> to) const {
+  /// o from f(q) = Z; destroys Z.
+  void answer(const Place& at, int64_t c, Rows<float> Z, Tokens<void> to) const {
     const Rows<float> normal = kept(call.q_normal, at, c), o = output(to, at, c, o_);
     const Rows<const float> also = call.residual ? q : none();
-    norm.each_rows(c, [&](int64_t first, auto count, auto vectors) {
-      constexpr int R = decltype(count)::value, N = decltype(vectors)::value;
-      Held<R, N> z(Z.from(first));
-      float r[R] = {};
-      if (call.norm) norm.centre(z, bias, r);
-      Vec scale_r[R];
-      Norm::spread<R>(r, scale_r);
-      for (int i = 0; i < R && call.q_rstd; ++i) call.q_rstd[at.token(first + i)] = r[i];
-      each_vector<N>(Kp, [&](int64_t j) {
-        const Vec gamma = load(norm.gamma + j), beta = load(call.norm ? norm.beta + j : bias + j);
-        for (int i = 0; i < R; ++i) {
-          Vec y = z.get(j, i);
-          if (call.norm) {
-            const Vec zhat = hn::Mul(y, scale_r[i]);
-            if (normal.data) {
-              hn::Stream(zhat, kWide, normal[first + i] + j);
-            } else if (call.q_normal) {
-              z.set(j, i, zhat);
-            }
-            y = hn::Mul(zhat, gamma);
-          }
-          store(hn::Add(hn::Add(y, beta), load(also[first + i] + j)), o[first + i] + j);
+    const float *const gamma = norm.gamma, *const beta = norm.beta;
+    const bool copied = call.q_normal;
+    if (call.norm) {
+      norm.centre(c, Z, r);
+      norm.pass<1, 0, 0>(c, {r}, {}, {}, [=](int64_t i, int64_t j, auto& row, Vec*) {
+        const Vec zhat = hn::Mul(load(Z[i] + j), row.of[0]);
+        if (normal.data) {
+          hn::Stream(zhat, kWide, normal[i] + j);
+        } else if (copied) {
+          store(zhat, Z[i] + j);
         }
+        store(hn::Add(hn::MulAdd(zhat, load(gamma + j), load(beta + j)), load(also[i] + j)), o[i] + j);
       });
-    });
+    } else {
+      std::fill_n(r, c, 1.0f);
+      norm.pass<0, 0, 0>(c, {}, {}, {}, [=](int64_t i, int64_t j, auto&, Vec*) {
+        store(hn::Add(load(Z[i] + j), load(also[i] + j)), o[i] + j);
+      });
+    }
+    for (int64_t i = 0; i < c && call.q_rstd; ++i) call.q_rstd[at.token(i)] = r[i];
     finish_kept(Z, call.q_normal, at, c);
     finish(o, to, at, c);
   }
@@ -174,37 +170,19 @@ struct Head {
   Rows<const float> none() const { return {zeros, 0}; }
 
  private:
-  /// learn and loss for learning rates eta(i), with keep(i, r) and X in `normal` too. G holds e in between.
-  template <class Eta, class Keep>
-  HWY_INLINE double gradients(int64_t c, Rows<float> X, const float* bias, const Eta& eta, const Keep& keep,
-                              Rows<float> normal, Rows<float> G) const {
+  /// learn and loss for the learning rates eta, with X in `normal` too. G holds e in between.
+  HWY_INLINE double gradients(int64_t c, Rows<float> X, Rows<float> normal, Rows<float> G) const {
+    if (call.norm) {
+      norm.centre(c, X, r);
+      return total(norm.loss_gradient<true>(c, X, r, eta, normal, v, base, G, G)) / 2;
+    }
+    std::fill_n(r, c, 1.0f);
     Vec squares = hn::Zero(kWide);
-    norm.each_rows(c, [&](int64_t first, auto count, auto vectors) {
-      constexpr int R = decltype(count)::value, N = decltype(vectors)::value;
-      Held<R, N> x(X.from(first));
-      float r[R], eta_r[R];
-      if (call.norm) norm.centre(x, bias, r);
-      for (int i = 0; i < R; ++i) {
-        if (!call.norm) r[i] = 1;
-        keep(first + i, r[i]);
-        eta_r[i] = eta(first + i) * r[i];
-      }
-      Vec scale_r[R], step[R];
-      Norm::spread<R>(r, scale_r), Norm::spread<R>(eta_r, step);
-      if (call.norm) {
-        return norm.loss_gradient<true>(x, scale_r, step, normal.from(first), v.from(first), base.from(first),
-                                        G.from(first), G.from(first), squares);
-      }
-      for (int64_t j = 0; j < Kp; j += kLanes) {
-        for (int i = 0; i < R; ++i) {
-          const Vec x = hn::Add(load(X[first + i] + j), load(bias + j));
-          store(x, X[first + i] + j);
-          if (normal.data) hn::Stream(x, kWide, normal[first + i] + j);
-          const Vec e = error(x, first + i, j);
-          squares = hn::MulAdd(e, e, squares);
-          store(hn::Mul(step[i], e), G[first + i] + j);
-        }
-      }
+    norm.pass<1, 0, 0>(c, {eta}, {}, {}, [=, this, &squares](int64_t i, int64_t j, auto& row, Vec*) {
+      const Vec x = load(X[i] + j), e = error(x, i, j);
+      if (normal.data) hn::Stream(x, kWide, normal[i] + j);
+      squares = hn::MulAdd(e, e, squares);
+      store(hn::Mul(row.of[0], e), G[i] + j);
     });
     return total(squares) / 2;
   }
@@ -258,7 +236,8 @@ struct HeadBackward : Head {
   HeadBackward(Scratch& scratch, const TTTCall& the_call, const TTTGradients& gradients, int64_t together)
       : Head(scratch, the_call, together), d(gradients) {
     for (float** tile : {&normal_, &zhat_, &e_, &do_, &dk_, &dq_, &dv_}) *tile = scratch.take(Cp * Kp);
-    r_ = scratch.take(Cp);
+    q_r_ = scratch.take(Norm::room(call.C));
+    deta_ = scratch.take(Norm::room(call.C));
     dgammas = scratch.take(together * Kp);
     dbetas = scratch.take(together * Kp);
     dscales = scratch.take(together * Cp);
@@ -304,29 +283,18 @@ struct HeadBackward : Head {
   void recall(const Place& at, int64_t c, float* G) {
     normal = input({call.k_normal, false}, at, c, normal_);
     const Rows<float> e{e_, Kp}, g{G, Kp};
-    Vec unused = hn::Zero(kWide);
-    norm.each_rows(c, [&](int64_t first, auto count, auto vectors) {
-      constexpr int R = decltype(count)::value, N = decltype(vectors)::value;
-      float eta_r[R];
-      for (int i = 0; i < R; ++i) {
-        r_[first + i] = call.norm ? call.k_rstd[at.token(first + i)] : 1;
-        eta_r[i] = call.eta[at.token(first + i)] * r_[first + i];
-      }
-      Vec step[R];
-      Norm::spread<R>(eta_r, step);
-      const Rows<const float> x = normal.from(first);
-      if (call.norm) {
-        Held<R, N, const float> xhat(x);
-        return norm.loss_gradient<false>(xhat, step, step, {}, v.from(first), base.from(first), e.from(first),
-                                         g.from(first), unused);
-      }
-      for (int64_t j = 0; j < Kp; j += kLanes) {
-        for (int i = 0; i < R; ++i) {
-          const Vec wrong = error(load(x[i] + j), first + i, j);
-          store(wrong, e[first + i] + j);
-          store(hn::Mul(step[i], wrong), g[first + i] + j);
-        }
-      }
+    for (int64_t i = 0; i < c; ++i) {
+      r[i] = call.norm ? call.k_rstd[at.token(i)] : 1;
+      eta[i] = call.eta[at.token(i)];
+    }
+    if (call.norm) {
+      norm.loss_gradient<false>(c, normal, r, eta, {}, v, base, e, g);
+      return;
+    }
+    norm.pass<1, 0, 0>(c, {eta}, {}, {}, [=, this](int64_t i, int64_t j, auto& row, Vec*) {
+      const Vec wrong = error(load(normal[i] + j), i, j);
+      store(wrong, e[i] + j);
+      store(hn::Mul(row.of[0], wrong), g[i] + j);
     });
   }
 
@@ -336,22 +304,13 @@ struct HeadBackward : Head {
     const Rows<const float> zhat = call.norm ? input({call.q_normal, false}, at, c, zhat_) : o;
     dk = output(d.k, at, c, dk_), dq = output(d.q, at, c, dq_);
     const Rows<const float> also = call.residual ? o : none();
-    each_piece<4>(c, [&](int64_t first, auto count) {
-      constexpr int R = decltype(count)::value;
-      float r[R];
-      for (int i = 0; i < R; ++i) r[i] = call.norm ? call.q_rstd[at.token(first + i)] : 1;
-      const Rows<float> to{dZ + first * Kp, Kp};
-      if (call.norm) {
-        Vec scale_r[R];
-        Norm::spread<R>(r, scale_r);
-        norm.backward<R>(zhat.from(first), scale_r, o.from(first), to, dgamma, dbeta);
-      }
-      for (int i = 0; i < R; ++i) {
-        if (!call.norm) copy(o[first + i], Kp, to[i]);
-        copy(also[first + i], Kp, dq[first + i]);
-        if (!call.residual) copy(zeros, Kp, dk[first + i]);
-      }
-    });
+    for (int64_t i = 0; i < c; ++i) {
+      q_r_[i] = call.norm ? call.q_rstd[at.token(i)] : 1;
+      if (!call.norm) copy(o[i], Kp, dZ + i * Kp);
+      copy(also[i], Kp, dq[i]);
+      if (!call.residual) copy(zeros, Kp, dk[i]);
+    }
+    if (call.norm) norm.backward(c, zhat, q_r_, o, {dZ, Kp}, dgamma, dbeta);
   }
 
   /// T = dZ G^T [C, Cp] becomes the gradient of P, tril with rows times -s; P = q k^T becomes tril(P + more) with rows
@@ -374,29 +333,22 @@ struct HeadBackward : Head {
   void learn_backward(const Place& at, int64_t c, const float* dG, float* dX) {
     const Rows<float> e{e_, Kp}, dv = output(d.v, at, c, dv_);
     const Rows<float> dbase = call.residual ? dk : e;
-    each_piece<4>(c, [&](int64_t first, auto count) {
-      constexpr int R = decltype(count)::value;
-      float eta[R], deta[R];
-      for (int i = 0; i < R; ++i) eta[i] = call.eta[at.token(first + i)];
-      const Rows<const float> given{dG + first * Kp, Kp};
-      const Rows<float> x{dX + first * Kp, Kp};
-      if (call.norm) {
-        norm.loss_gradient_backward<R>(normal.from(first), r_ + first, eta, e.from(first), given, x, dv.from(first),
-                                       dbase.from(first), dgamma, dbeta, deta);
-      }
-      for (int i = 0; i < R; ++i) {
-        if (!call.norm) {
-          deta[i] = dot(given[i], e[first + i], Kp);
-          for (int64_t j = 0; j < Kp; j += kLanes) {
-            const Vec dx = hn::Mul(all(eta[i]), load(given[i] + j));
-            store(dx, x[i] + j);
-            store(hn::Neg(dx), dv[first + i] + j);
-            store(dx, dbase[first + i] + j);
-          }
+    if (call.norm) {
+      norm.loss_gradient_backward(c, normal, r, eta, e, {dG, Kp}, {dX, Kp}, dv, dbase, dgamma, dbeta, deta_);
+    }
+    for (int64_t i = 0; i < c; ++i) {
+      if (!call.norm) {
+        const float* given = dG + i * Kp;
+        deta_[i] = dot(given, e[i], Kp);
+        for (int64_t j = 0; j < Kp; j += kLanes) {
+          const Vec dx = hn::Mul(all(eta[i]), load(given + j));
+          store(dx, dX + i * Kp + j);
+          store(hn::Neg(dx), dv[i] + j);
+          store(dx, dbase[i] + j);
         }
-        d.eta[at.token(first + i)] = deta[i];
       }
-    });
+      d.eta[at.token(i)] = deta_[i];
+    }
     finish(dv, d.v, at, c);
   }
 
@@ -408,7 +360,7 @@ struct HeadBackward : Head {
  private:
   Rows<const float> normal;                             // xhat of X
   float *normal_, *zhat_, *e_, *do_, *dk_, *dq_, *dv_;  // [C, Kp]
-  float* r_;                                            // [C]
+  float *q_r_, *deta_;                                  // [C]
 };
 
 /// The same backward, in groups of blocks that begin at a saved state; memory brings a group while the one before it is

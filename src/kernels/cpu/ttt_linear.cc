@@ -72,18 +72,15 @@ class Forward {
     apply(c, head_.k, W_, X_);
     apply(c, head_.q, W_, Z_);
     ahead_.finish_copy();
-    const double loss = head_.learn(at, c, {X_, Kp_}, W_ + K_ * Kp_, G_);
+    const double loss = head_.learn(at, c, {X_, Kp_}, G_);
     const float* s = call_.scale + block.place;
     if (slot_->pending) {
       apply(c, head_.q, D_, X_);  // f(k) is spent
-      for (int64_t i = 0; i < c; ++i) {
-        add_scaled(-s[i], X_ + i * Kp_, Kp_, Z_ + i * Kp_);
-        add_scaled(-s[i], D_ + K_ * Kp_, Kp_, Z_ + i * Kp_);
-      }
+      for (int64_t i = 0; i < c; ++i) add_scaled(-s[i], X_ + i * Kp_, Kp_, Z_ + i * Kp_);
     }
     head_.scores(c, s);
     product<Store::add>(c, K_, c, {head_.P, head_.Cp}, G_, Kp_, Z_, Kp_, 1, /*lower=*/true);
-    head_.answer(at, c, {Z_, Kp_}, W_ + K_ * Kp_, result_.o);
+    head_.answer(at, c, {Z_, Kp_}, result_.o);
     step(block);
     return loss;
   }
@@ -92,21 +89,17 @@ class Forward {
   double loss_after(const InnerBlock& block) {
     const int64_t c = block.count;
     apply(c, head_.k, W_, X_);
-    copy(W_ + K_ * Kp_, Kp_, Z_);
     if (slot_->pending) {
-      const float scale = -call_.scale[block.place + c - 1];
-      product<Store::add>(c, K_, K_, elements(head_.k), D_, Kp_, X_, Kp_, scale);
-      add_scaled(scale, D_ + K_ * Kp_, Kp_, Z_);
+      apply(c, head_.k, D_, Z_);
+      add_scaled(-call_.scale[block.place + c - 1], Z_, c * Kp_, X_);
     }
-    return head_.loss(c, {X_, Kp_}, Z_, G_);
+    return head_.loss(c, {X_, Kp_}, G_);
   }
 
  private:
-  static Elements elements(Rows<const float> x) { return {x.data, x.step}; }
-
-  /// y [c, Kp] = x W, without the bias.
+  /// y [c, Kp] = x W with the bias.
   void apply(int64_t c, Rows<const float> x, const float* W, float* y) {
-    product_ahead<Store::set>(ahead_, 2, c, K_, K_, elements(x), W, Kp_, y, Kp_);
+    product_ahead<Store::biased>(ahead_, 4, c, K_, K_, {x.data, x.step}, W, Kp_, y, Kp_);
   }
 
   void step(const InnerBlock& block) {
@@ -114,7 +107,7 @@ class Forward {
     const int64_t c = block.count;
     const float last = call_.scale[call_.C - 1];
     if (block.complete && !slot_->pending) {
-      product_ahead<Store::add>(ahead_, 2, K_, K_, c, k_transposed, G_, Kp_, W_, Kp_, -last);
+      product_ahead<Store::add>(ahead_, 4, K_, K_, c, k_transposed, G_, Kp_, W_, Kp_, -last);
       if (call_.bias) add_rows(-last, G_, c, Kp_, W_ + K_ * Kp_);
     } else {
       if (!slot_->pending) std::fill_n(D_, A_ * Kp_, 0.0f);
@@ -136,7 +129,7 @@ class Forward {
   };
   Slot slots_[kTogether], *slot_ = nullptr;
   float *W_ = nullptr, *D_ = nullptr;  // of the slot
-  float *X_, *Z_, *G_;                 // [C, Kp]; the first two are f(k) and f(q), without the bias
+  float *X_, *Z_, *G_;                 // [C, Kp]; the first two are f(k) and f(q)
 };
 
 class Backward {
@@ -215,23 +208,23 @@ class Backward {
     product<Store::set>(c, c, K_, {dZ, Kp_}, columns_, Cp_, S_, Cp_);
     product<Store::set>(c, c, K_, {q, Kp_}, head_.k_columns, Cp_, head_.P, Cp_);
     head_.scores_backward(block, head_.one(), head_.P, S_);
-    product_ahead<Store::set>(ahead_, 1, K_, c, K_, {step.WT, Kp_}, head_.k_columns, Cp_, columns_, Cp_);
+    product_ahead<Store::set>(ahead_, 2, K_, c, K_, {step.WT, Kp_}, head_.k_columns, Cp_, columns_, Cp_);
     transpose(K_, c, columns_, Cp_, dG_, Kp_);  // k dD'
     float along = add_bias(c, f, step.b);       // <dW', D'>
     product<Store::add>(c, K_, c, {head_.P, 1, Cp_}, dZ, Kp_, dG_, Kp_);
     head_.learn_backward(at, c, dG_, dX);
 
     const Rows<float> dk = head_.dk, dq = head_.dq;
-    product_ahead<Store::add>(ahead_, 1, c, K_, K_, {dX, Kp_}, WT, Kp_, dk.data, dk.step);
-    product_ahead<Store::add>(ahead_, 1, c, K_, K_, {dZ, Kp_}, WT, Kp_, dq.data, dq.step);
+    product_ahead<Store::add>(ahead_, 2, c, K_, K_, {dX, Kp_}, WT, Kp_, dk.data, dk.step);
+    product_ahead<Store::add>(ahead_, 2, c, K_, K_, {dZ, Kp_}, WT, Kp_, dq.data, dq.step);
     product<Store::add>(c, K_, c, {S_, Cp_}, k, Kp_, dq.data, dq.step, 1, /*lower=*/true);
     product<Store::add>(c, K_, c, {S_, 1, Cp_}, q, Kp_, dk.data, dk.step);
-    product_ahead<Store::add>(ahead_, 1, c, K_, K_, {G_, Kp_}, step.WT, Kp_, dk.data, dk.step, f);
+    product_ahead<Store::add>(ahead_, 2, c, K_, K_, {G_, Kp_}, step.WT, Kp_, dk.data, dk.step, f);
     if (n == 0 && block.place > 0) along += pending_steps(block, f, step, dZ);
     if (block.complete) head_.dscale[call_.C - 1] -= along;
     head_.end_block(at, c);
 
-    product_ahead<Store::add>(ahead_, 1, K_, K_, 2 * c, {dXZ_, 1, Kp_}, k, Kp_, dW_.WT, Kp_);
+    product_ahead<Store::add>(ahead_, 2, K_, K_, 2 * c, {dXZ_, 1, Kp_}, k, Kp_, dW_.WT, Kp_);
     if (call_.bias) add_rows(1, dXZ_, 2 * c, Kp_, dW_.b);
     if (std::exchange(slot_->last, false)) clear(dD_);  // only the last block's steps are given back
     if (block.restart) {
@@ -280,7 +273,7 @@ class Backward {
       transpose(K_, K_, saved_, Kp_, WT, Kp_);
     } else {
       const float last = call_.scale[call_.C - 1];
-      product_ahead<Store::add>(ahead_, 1, K_, K_, block.count, {G_, 1, Kp_}, head_.k.data, head_.k.step, WT, Kp_,
+      product_ahead<Store::add>(ahead_, 2, K_, K_, block.count, {G_, 1, Kp_}, head_.k.data, head_.k.step, WT, Kp_,
                                 last);
     }
     return WT;

@@ -77,7 +77,7 @@ class Forward {
   double block(const InnerBlock& block) {
     const Place at(call_, head_.index, block);
     const int64_t c = block.count, K = head_.K, Kp = head_.Kp, Cp = head_.Cp, F = width_.F, row = width_.row;
-    const float *s = call_.scale + block.place, *none = head_.zeros;
+    const float* s = call_.scale + block.place;
     float* a = h_ + c * row;
     head_.read(at, c);
     const Elements k{head_.k.data, head_.k.step}, q{head_.q.data, head_.q.step};
@@ -89,7 +89,7 @@ class Forward {
     activate(c, width_, pairs_.b1(W_), call_.bias, U_, h_, pairs_.kept(head_, block));
     product<Store::set>(c, K, width_.A, {h_, row}, W_.W2, Kp, X_, Kp);
     ahead_.some(4);
-    const double loss = head_.learn(at, c, {X_, Kp}, none, G2_);
+    const double loss = head_.learn(at, c, {X_, Kp}, G2_);
     transpose(F, K, W_.W2, Kp, W2T_, row);
     product<Store::set>(c, F, K, {G2_, Kp}, W2T_, row, G1_, row);
     ahead_.some(4);
@@ -116,7 +116,7 @@ class Forward {
     product<Store::set>(c, c, width_.A, {a, row}, columns_, Cp, head_.P, Cp);
     head_.mask(c, s, 0, head_.P);
     product<Store::add>(c, K, c, {head_.P, Cp}, G2_, Kp, Z_, Kp, 1, /*lower=*/true);
-    head_.answer(at, c, {Z_, Kp}, none, result_.o);
+    head_.answer(at, c, {Z_, Kp}, result_.o);
     step(block);
     return loss;
   }
@@ -135,7 +135,7 @@ class Forward {
     if (pending_) add_scaled(scale, pairs_.b1(D_), row, b);
     activate(c, width_, b, call_.bias, U_, h_);
     layer(head_.K, width_.A, {h_, row}, W_.W2, D_.W2, X_, head_.Kp);
-    return head_.loss(c, {X_, head_.Kp}, head_.zeros, G2_);
+    return head_.loss(c, {X_, head_.Kp}, G2_);
   }
 
  private:

@@ -175,9 +175,9 @@ class Step {
     const Weights D(step_.D[0], head_.b, head_.h, K_, K_);
     if (restart_) W.restart(call_.initial[0], head_.h, K_, K_);
     apply<2>(K_, K_, W.W, W.b, {head_.k[0], head_.q[0]}, {X_, Z_});
-    head_.learn(at_, 1, {X_, head_.Kp}, head_.zeros, G_);
+    head_.learn(at_, 1, {X_, head_.Kp}, G_);
     learn(K_, K_, learned(head_.k[0], head_.q[0], K_, G_), W, D, Z_);
-    head_.answer(at_, 1, {Z_, head_.Kp}, head_.zeros, step_.o);
+    head_.answer(at_, 1, {Z_, head_.Kp}, step_.o);
   }
 
   void mlp(int64_t index) {
@@ -195,14 +195,14 @@ class Step {
       store(gelu.slope(), U_ + j);
     }
     apply<1>(F_, K_, W2.W, W2.b, {h_}, {X_});
-    head_.learn(at_, 1, {X_, head_.Kp}, head_.zeros, G_);
+    head_.learn(at_, 1, {X_, head_.Kp}, G_);
     apply_transposed(F_, K_, W2.W, G_, G1_);
     for (int64_t j = 0; j < F_; j += kLanes) store(hn::Mul(load(G1_ + j), load(U_ + j)), G1_ + j);
     learn(K_, F_, learned(head_.k[0], head_.q[0], K_, G1_), W1, D1, Y_);
     for (int64_t j = 0; j < F_; j += kLanes) store(Gelu(load(Y_ + j)).value(), a_ + j);
     apply<1>(F_, K_, W2.W, W2.b, {a_}, {Z_});
     learn(F_, K_, learned(h_, a_, F_, G_), W2, D2, Z_);
-    head_.answer(at_, 1, {Z_, head_.Kp}, head_.zeros, step_.o);
+    head_.answer(at_, 1, {Z_, head_.Kp}, step_.o);
   }
 
  private:
