@@ -9,10 +9,10 @@
 #include "kernels/arguments.h"
 #include "kernels/cpu/linear_recurrence.h"
 #include "kernels/cpu/scratch.h"
-#include "kernels/filled.h"
 #include "kernels/kernels.h"
 #include "kernels/pool.h"
 #include "kernels/record.h"
+#include "kernels/unfilled.h"
 
 namespace lineal::kernels {
 namespace {
@@ -73,13 +73,11 @@ class LinearRecurrence : public torch::autograd::Function<LinearRecurrence> {
     variable_list in = inputs.vec();
     cpu::RecurrenceCall call = pieces;
     point(call, in);
-    const Tensor o = filled_by_kernel(at::empty_like(in[kV])), S = at::empty_like(in[kS]);
+    const Tensor o = unfilled_like(in[kV]), S = at::empty_like(in[kS]);
     const Tensor peak = at::empty_like(in[kPeak]);
     if (call.features) call.features->after = mutable_data(peak);
     if (differentiable) {
-      const auto saves = [&](at::IntArrayRef sizes) {
-        in.push_back(filled_by_kernel(at::empty(sizes, in[kS].options())));
-      };
+      const auto saves = [&](at::IntArrayRef sizes) { in.push_back(unfilled(sizes, in[kS].options())); };
       saves(call.beta ? in[kV].sizes() : at::IntArrayRef{0});
       saves({call.states_saved(), call.K, call.V});
       const int64_t peaks = call.causal ? call.B * call.T * call.H : call.states_saved();
@@ -107,7 +105,7 @@ class LinearRecurrence : public torch::autograd::Function<LinearRecurrence> {
     keep(call, saved);
     const Tensor o = gradients[0].contiguous(), S_after = gradients[1].contiguous(), peak = gradients[2].contiguous();
     variable_list d(kInputs);
-    for (int i = 0; i < kInputs; ++i) d[i] = filled_by_kernel(at::empty_like(saved[i]));
+    for (int i = 0; i < kInputs; ++i) d[i] = unfilled_like(saved[i]);
     const auto run = call.causal ? cpu::linear_recurrence_backward : cpu::feature_documents_backward;
     run(call, {source(o), data(S_after), target(d[kQ]), target(d[kK]), target(d[kV]), mutable_data(d[kBeta]),
                mutable_data(d[kG]), mutable_data(d[kS]), data(peak), mutable_data(d[kPeak])});

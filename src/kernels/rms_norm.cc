@@ -4,9 +4,9 @@
 
 #include "core/dims.h"
 #include "kernels/cpu/rms_norm.h"
-#include "kernels/filled.h"
 #include "kernels/kernels.h"
 #include "kernels/record.h"
+#include "kernels/unfilled.h"
 
 namespace lineal::kernels {
 namespace {
@@ -31,8 +31,8 @@ cpu::NormCall make_call(const Tensor& x, const Tensor& added, const Tensor& weig
 
 /// y, the sum (x itself when nothing is added), and for the backward pass 1 / sqrt of each row.
 variable_list run(const cpu::NormCall& call, const Tensor& x, bool differentiable) {
-  const Tensor y = filled_by_kernel(at::empty_like(x, x.options().dtype(call.y_bfloat16 ? at::kBFloat16 : at::kFloat)));
-  const Tensor sum = call.added ? filled_by_kernel(at::empty_like(x)) : x;
+  const Tensor y = unfilled_like(x, x.options().dtype(call.y_bfloat16 ? at::kBFloat16 : at::kFloat));
+  const Tensor sum = call.added ? unfilled_like(x) : x;
   const Tensor rstd = differentiable ? at::empty({call.rows}, x.options()) : Tensor();
   const cpu::NormResult result = {y.mutable_data_ptr(), call.added ? sum.mutable_data_ptr<float>() : nullptr,
                                   differentiable ? rstd.mutable_data_ptr<float>() : nullptr};
@@ -65,7 +65,7 @@ class RmsNorm : public torch::autograd::Function<RmsNorm> {
       return i < gradients.size() && gradients[i].defined() ? gradients[i].contiguous() : Tensor();
     };
     const Tensor dy = given(0), dsum = given(1), dw = at::empty_like(weight);
-    const Tensor dx = filled_by_kernel(at::empty_like(sum));
+    const Tensor dx = unfilled_like(sum);
     const Tensor narrow = present(added) && is_bfloat16(added) ? at::empty_like(added) : Tensor();
     const Tensor partials = at::empty({call.pieces(), call.D}, sum.options());
     cpu::rms_norm_backward(call, {.y = dy.defined() ? dy.const_data_ptr() : nullptr,

@@ -6,10 +6,10 @@
 #include "core/error.h"
 #include "kernels/arguments.h"
 #include "kernels/cpu/selective_scan.h"
-#include "kernels/filled.h"
 #include "kernels/kernels.h"
 #include "kernels/pool.h"
 #include "kernels/record.h"
+#include "kernels/unfilled.h"
 
 namespace lineal::kernels {
 namespace {
@@ -54,7 +54,7 @@ cpu::ScanCall make_call(const variable_list& in, const Tensor& starts, bool soft
 variable_list run(const variable_list& in, const Tensor& starts, bool softplus, const Tensor& states) {
   cpu::ScanCall call = make_call(in, starts, softplus);
   call.states = mutable_data(states);
-  const Tensor y = filled_by_kernel(at::empty(in[kU].sizes(), in[kU].options()));
+  const Tensor y = unfilled(in[kU].sizes(), in[kU].options());
   const Tensor h = at::empty(in[kH].sizes(), in[kH].options());
   cpu::selective_scan_forward(call, {any_data(y), mutable_data(h)});
   return {y, h};
@@ -75,8 +75,7 @@ class SelectiveScan : public torch::autograd::Function<SelectiveScan> {
   /// y and h.
   static variable_list forward(AutogradContext* context, at::TensorList inputs, const Tensor& starts, bool softplus) {
     variable_list saved = inputs.vec();
-    const Tensor states =
-        filled_by_kernel(at::empty({make_call(saved, starts, softplus).states_size()}, saved[kH].options()));
+    const Tensor states = unfilled({make_call(saved, starts, softplus).states_size()}, saved[kH].options());
     const variable_list out = run(saved, starts, softplus, states);
     saved.push_back(starts);
     saved.push_back(states);
@@ -95,8 +94,8 @@ class SelectiveScan : public torch::autograd::Function<SelectiveScan> {
     call.states = mutable_data(in[kStates]);
     const Tensor y = with_tokens(gradients[0]), h_after = gradients[1].contiguous();
     variable_list d(kInputs);
-    for (int i = 0; i < kInputs; ++i) d[i] = filled_by_kernel(at::empty(in[i].sizes(), in[i].options()));
-    const auto work = [&](int64_t size) { return filled_by_kernel(at::empty({size}, in[kH].options())); };
+    for (int i = 0; i < kInputs; ++i) d[i] = unfilled(in[i].sizes(), in[i].options());
+    const auto work = [&](int64_t size) { return unfilled({size}, in[kH].options()); };
     const auto per_row = [&](int i) { return work(call.B * in[i].numel()); };
     const Tensor A_row = per_row(kA), skip_row = per_row(kD), bias_row = per_row(kBias);
     const Tensor partials = work(call.partials_size());

@@ -6,10 +6,10 @@
 #include "core/error.h"
 #include "kernels/arguments.h"
 #include "kernels/cpu/short_conv.h"
-#include "kernels/filled.h"
 #include "kernels/kernels.h"
 #include "kernels/pool.h"
 #include "kernels/record.h"
+#include "kernels/unfilled.h"
 
 namespace lineal::kernels {
 namespace {
@@ -38,7 +38,7 @@ cpu::ConvCall make_call(const variable_list& in, const Tensor& starts, bool silu
 
 /// y and the window.
 variable_list run(const variable_list& in, const Tensor& starts, bool silu) {
-  const Tensor y = filled_by_kernel(at::empty(in[kX].sizes(), in[kX].options()));
+  const Tensor y = unfilled(in[kX].sizes(), in[kX].options());
   const Tensor window = at::empty_like(in[kWindow]);
   cpu::short_conv_forward(make_call(in, starts, silu), {y.mutable_data_ptr(), mutable_data(window)});
   return {y, window};
@@ -74,7 +74,7 @@ class ShortConvolution : public torch::autograd::Function<ShortConvolution> {
     const cpu::ConvCall call = make_call(in, in[kStarts], context->saved_data["silu"].toBool());
     const Tensor y = with_tokens(gradients[0]), window_after = gradients[1].contiguous();
     variable_list d(kInputs);
-    for (int i = 0; i < kInputs; ++i) d[i] = filled_by_kernel(at::empty(in[i].sizes(), in[i].options()));
+    for (int i = 0; i < kInputs; ++i) d[i] = unfilled(in[i].sizes(), in[i].options());
     const Tensor partials = at::empty({call.tasks() * call.partial_size()}, in[kWindow].options());
     cpu::short_conv_backward(call, {.y = tokens(y),
                                     .window_after = data(window_after),

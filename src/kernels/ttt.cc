@@ -5,10 +5,10 @@
 #include "core/dims.h"
 #include "kernels/arguments.h"
 #include "kernels/cpu/ttt.h"
-#include "kernels/filled.h"
 #include "kernels/kernels.h"
 #include "kernels/pool.h"
 #include "kernels/record.h"
+#include "kernels/unfilled.h"
 
 namespace lineal::kernels {
 namespace {
@@ -110,19 +110,19 @@ class InnerLoop : public torch::autograd::Function<InnerLoop> {
     const auto float32 = in[kEta].options();
     variable_list saved(kSaved);
     if (differentiable) {
-      saved[kKNormal] = filled_by_kernel(at::empty_like(in[kQ], float32));
+      saved[kKNormal] = unfilled_like(in[kQ], float32);
       if (raw.norm) {
-        saved[kQNormal] = filled_by_kernel(at::empty_like(in[kQ], float32));
+        saved[kQNormal] = unfilled_like(in[kQ], float32);
         saved[kKRstd] = at::empty({raw.B, raw.T, raw.H}, float32);
         saved[kQRstd] = at::empty({raw.B, raw.T, raw.H}, float32);
       }
       if (const int64_t hidden = kernel.hidden(raw.K); hidden > 0) {
-        saved[kU] = filled_by_kernel(at::empty({raw.B, raw.H, raw.T, hidden}, float32));
+        saved[kU] = unfilled({raw.B, raw.H, raw.T, hidden}, float32);
       }
-      saved[kStates] = filled_by_kernel(at::empty({raw.saved_before(raw.B * raw.H)}, float32));
+      saved[kStates] = unfilled({raw.saved_before(raw.B * raw.H)}, float32);
     }
     call->point_to(in, saved);
-    variable_list results = {filled_by_kernel(at::empty_like(in[kQ]))};
+    variable_list results = {unfilled_like(in[kQ])};
     for (size_t i = call->W; i < call->end; ++i) results.push_back(at::empty_like(in[i]));
     cpu::TTTResult result{mutable_tokens(results[0]), call->layers<float>(results, 1, mutable_data),
                           call->layers<float>(results, 1 + call->weights, mutable_data)};
@@ -171,9 +171,7 @@ class InnerLoop : public torch::autograd::Function<InnerLoop> {
       if (!present(in[i])) continue;
       const bool is_shared = i == kGamma || i == kBeta || (i >= call.W_0 && i < call.W);
       if (is_shared) shared.push_back(i);
-      d[i] = i == kScale ? per_row(in[i], call.raw.H)
-             : is_shared ? per_row(in[i], 0)
-                         : filled_by_kernel(at::empty_like(in[i]));
+      d[i] = i == kScale ? per_row(in[i], call.raw.H) : is_shared ? per_row(in[i], 0) : unfilled_like(in[i]);
       if (i >= call.D) d[i].zero_();
     }
     call.kernel.backward(

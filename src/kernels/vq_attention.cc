@@ -7,8 +7,8 @@
 #include "core/dims.h"
 #include "kernels/arguments.h"
 #include "kernels/cpu/vq_attention.h"
-#include "kernels/filled.h"
 #include "kernels/record.h"
+#include "kernels/unfilled.h"
 
 namespace lineal::kernels {
 namespace {
@@ -139,9 +139,9 @@ class VqAttention : public torch::autograd::Function<VqAttention> {
     const auto of_runs = [&](const Tensor& part) {
       auto sizes = part.sizes().vec();
       sizes[0] = call.aggregate ? runs : 0;
-      return filled_by_kernel(at::empty(sizes, part.options()));
+      return unfilled(sizes, part.options());
     };
-    x.push_back(filled_by_kernel(at::empty({call.B, call.T, call.H, call.V}, floats)));
+    x.push_back(unfilled({call.B, call.T, call.H, call.V}, floats));
     x.push_back(at::empty({differentiable ? call.B : 0, call.T, call.H}, floats));
     x.push_back(of_runs(x[kCount]));
     x.push_back(of_runs(x[kMean]));
@@ -173,10 +173,10 @@ class VqAttention : public torch::autograd::Function<VqAttention> {
     point(call, x);
     const auto runs = static_cast<int64_t>(call.runs.size());
     const auto floats = x[kQ].options();
-    const auto empty = [&](at::IntArrayRef sizes) { return filled_by_kernel(at::empty(sizes, floats)); };
+    const auto empty = [&](at::IntArrayRef sizes) { return unfilled(sizes, floats); };
     const Tensor d_o = gradients[0].contiguous(), d_mean = gradients[1].contiguous();
     variable_list d(kInputs);
-    for (const int i : {kQ, kP, kK, kV, kMean}) d[i] = filled_by_kernel(at::empty_like(x[i]));
+    for (const int i : {kQ, kP, kK, kV, kMean}) d[i] = unfilled_like(x[i]);
     const Tensor r = empty({runs, call.H, call.R, call.K});
     const Tensor overlap_k = empty({call.overlaps(), call.H, call.K}),
                  overlap_v = empty({call.overlaps(), call.H, call.V});

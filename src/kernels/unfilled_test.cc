@@ -1,0 +1,66 @@
+#include "kernels/unfilled.h"
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+
+#include "core/memory.h"
+
+namespace lineal::kernels {
+namespace {
+
+constexpr int64_t kFloats = int64_t{16} << 20;
+const at::TensorOptions kOptions = at::kFloat;
+
+/// Pages that the system brought so far.
+int64_t faults() {
+  rusage usage;
+  getrusage(RUSAGE_SELF, &usage);
+  return usage.ru_minflt;
+}
+
+TEST(Unfilled, TakesTheMemoryOfTheLastOfItsSize) {
+  unfilled({kFloats}, kOptions).fill_(1);
+  const int64_t before = faults();
+  const at::Tensor again = unfilled({4, kFloats / 4}, kOptions).fill_(2);
+  EXPECT_LT(faults() - before, 16);
+  EXPECT_EQ(again.sum(at::kDouble).item<double>(), 2.0 * kFloats);
+}
+
+TEST(Unfilled, ResultsThatLiveShareNothing) {
+  std::vector<at::Tensor> all;
+  for (int i = 0; i < 4; ++i) all.push_back(unfilled({kFloats}, kOptions).fill_(i));
+  all.erase(all.begin() + 1);
+  all.push_back(unfilled({kFloats}, kOptions).fill_(4));
+  const double values[] = {0, 2, 3, 4};
+  for (size_t i = 0; i < all.size(); ++i) EXPECT_TRUE(all[i].eq(values[i]).all().item<bool>()) << i;
+}
+
+int64_t resident() { return proc_bytes("/proc/self/status", "VmRSS"); }
+
+TEST(Unfilled, OfManySizesNoMoreStaysThanWasNeededAtOnce) {
+  const int64_t before = resident();
+  int64_t floats = kFloats;
+  for (int i = 0; i < 64; ++i) unfilled({floats += int64_t{1} << 20}, kOptions).fill_(1);
+  EXPECT_LT(resident() - before, (floats + kFloats) * int64_t{sizeof(float)});
+}
+
+TEST(Unfilled, WhatNoneWantsGoesBack) {
+  unfilled({4 * kFloats}, kOptions).fill_(1);
+  const int64_t before = resident();
+  for (int i = 0; i < 1200; ++i) unfilled({int64_t{2} << 20}, kOptions);
+  EXPECT_LT(resident(), before - 3 * kFloats * int64_t{sizeof(float)});
+}
+
+TEST(Unfilled, IsOfTheAskedType) {
+  for (const int64_t n : {int64_t{3}, kFloats}) {
+    const at::Tensor x = unfilled({1, n}, at::TensorOptions().dtype(at::kBFloat16));
+    EXPECT_EQ(x.dtype(), at::kBFloat16);
+    EXPECT_EQ(x.sizes(), at::IntArrayRef({1, n}));
+    EXPECT_TRUE(x.is_contiguous());
+    EXPECT_FALSE(x.requires_grad());
+  }
+}
+
+}  // namespace
+}  // namespace lineal::kernels
