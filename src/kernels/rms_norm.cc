@@ -66,7 +66,7 @@ class RmsNorm : public torch::autograd::Function<RmsNorm> {
     };
     const Tensor dy = given(0), dsum = given(1), dw = at::empty_like(weight);
     const Tensor dx = unfilled_like(sum);
-    const Tensor narrow = present(added) && is_bfloat16(added) ? at::empty_like(added) : Tensor();
+    const Tensor narrow = present(added) && is_bfloat16(added) ? unfilled_like(added) : Tensor();
     const Tensor partials = at::empty({call.pieces(), call.D}, sum.options());
     cpu::rms_norm_backward(call, {.y = dy.defined() ? dy.const_data_ptr() : nullptr,
                                   .sum_after = dsum.defined() ? dsum.const_data_ptr<float>() : nullptr,

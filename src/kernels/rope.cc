@@ -7,6 +7,7 @@
 #include "kernels/cpu/rope.h"
 #include "kernels/kernels.h"
 #include "kernels/record.h"
+#include "kernels/unfilled.h"
 
 namespace lineal::kernels {
 namespace {
@@ -16,7 +17,7 @@ using torch::autograd::variable_list;
 
 /// c and s are tables [P, K], see cpu/rope.h.
 Tensor run(const Tensor& x, const Tensor& c, const Tensor& s, const Tensor& place, bool interleaved, float sign) {
-  const Tensor from = x.contiguous(), y = at::empty_like(from);
+  const Tensor from = x.contiguous(), y = unfilled_like(from);
   const cpu::RopeCall call = {.tokens = place.numel(),
                               .H = x.size(2),
                               .K = x.size(3),

@@ -6,6 +6,7 @@
 #include "kernels/cpu/swiglu.h"
 #include "kernels/kernels.h"
 #include "kernels/record.h"
+#include "kernels/unfilled.h"
 
 namespace lineal::kernels {
 namespace {
@@ -18,7 +19,7 @@ cpu::SwigluCall make_call(const Tensor& a, const Tensor& b) {
 }
 
 Tensor run(const Tensor& a, const Tensor& b) {
-  const Tensor y = at::empty_like(a);
+  const Tensor y = unfilled_like(a);
   record("lineal::swiglu", [&] { cpu::swiglu_forward(make_call(a, b), y.mutable_data_ptr()); });
   return y;
 }
@@ -35,7 +36,7 @@ class Swiglu : public torch::autograd::Function<Swiglu> {
       fail("swiglu: the fused kernel has no second derivative, expected --kernels reference");
     }
     const variable_list saved = context->get_saved_variables();
-    const Tensor dy = gradients[0].contiguous(), da = at::empty_like(saved[0]), db = at::empty_like(saved[1]);
+    const Tensor dy = gradients[0].contiguous(), da = unfilled_like(saved[0]), db = unfilled_like(saved[1]);
     cpu::swiglu_backward(make_call(saved[0], saved[1]), dy.const_data_ptr(), da.mutable_data_ptr(),
                          db.mutable_data_ptr());
     return {da, db};

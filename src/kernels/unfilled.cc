@@ -2,98 +2,141 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
-
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
+#include <c10/core/CPUAllocator.h>
+#include <c10/util/accumulate.h>
 
 #include <algorithm>
-#include <cstdlib>
+#include <cstdint>
 #include <mutex>
 #include <new>
 #include <utility>
 
+#ifdef __linux__
+#include <pthread.h>
+#include <sys/mman.h>
+#endif
+
 namespace lineal::kernels {
 namespace {
+
+#ifdef __linux__
 
 constexpr size_t kPage = size_t{2} << 20;
 constexpr size_t kLarge = 2 * kPage;
 constexpr uint64_t kPatience = 1000;  // large results: more than a training step of a deep model has
 
-/// Blocks of whole large pages that no result has now, in a list that lies in them. With those that results have they
-/// are never more than results had at once.
+/// A multiple of kPage bytes, aligned to it, of which the first `used` will be written; null without memory.
+void* map(size_t bytes, size_t used) {
+  void* all = mmap(nullptr, bytes + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (all == MAP_FAILED) return nullptr;
+  const size_t before = -reinterpret_cast<uintptr_t>(all) % kPage;
+  char* begin = static_cast<char*>(all) + before;
+  if (before > 0) munmap(all, before);
+  munmap(begin + bytes, kPage - before);
+  madvise(begin, used / kPage * kPage, MADV_HUGEPAGE);  // a hint: refused, pages are as they were
+  return begin;
+}
+
+/// What no result has now, linked through the first bytes of each. With what results have it is never more than they
+/// had at once.
 class Waiting {
  public:
-  /// One of so many bytes, or null without memory.
-  void* take(size_t bytes) {
-    const std::lock_guard lock(mutex_);
-    ++results_;
-    in_use_ += bytes;
-    most_ = std::max(most_, in_use_);
-    size_t room = most_ - in_use_;
-    void* taken = nullptr;
-    for (Block** at = &last_; *at;) {
-      Block* const block = *at;
-      if (!taken && block->bytes == bytes) {
-        taken = block;
-      } else if (block->bytes <= room && results_ - block->since <= kPatience) {
-        room -= block->bytes;
-        at = &block->before;
-        continue;
+  /// kPage bytes and more, or null without memory.
+  void* take(size_t bytes, size_t used) {
+    Block *taken = nullptr, *unwanted = nullptr;
+    {
+      const std::lock_guard lock(mutex_);
+      ++results_;
+      in_use_ += bytes;
+      size_t room = std::max(most_, in_use_) - in_use_;
+      for (Block** at = &last_; *at;) {
+        Block* const block = *at;
+        if (!taken && block->bytes == bytes) {
+          taken = std::exchange(*at, block->before);
+        } else if (block->bytes <= room && results_ - block->since <= kPatience) {
+          room -= block->bytes;
+          at = &block->before;
+        } else {
+          *at = std::exchange(block->before, unwanted);
+          unwanted = block;
+        }
       }
-      *at = block->before;
-      if (block != taken) std::free(block);
     }
-    if (!taken) taken = allocate(bytes);
-    if (!taken) in_use_ -= bytes;
-    return taken;
+    unmap(unwanted);
+    void* data = taken ? taken : map(bytes, used);
+    if (!data) {
+      unmap(all());
+      data = map(bytes, used);
+    }
+    const std::lock_guard lock(mutex_);
+    if (!data) in_use_ -= bytes;
+    most_ = std::max(most_, in_use_);
+    return data;
   }
-  void give(void* data, size_t bytes) {
+  void give(void* data, size_t bytes) noexcept {
     const std::lock_guard lock(mutex_);
     in_use_ -= bytes;
     last_ = new (data) Block{last_, bytes, results_};
+  }
+
+  static Waiting& here() {
+    static Waiting& never_destroyed = *[] {  // results may outlive it
+      pthread_atfork([] { here().mutex_.lock(); }, [] { here().mutex_.unlock(); }, [] { here().mutex_.unlock(); });
+      return new Waiting;
+    }();
+    return never_destroyed;
   }
 
  private:
   struct Block {
     Block* before;
     size_t bytes;
-    uint64_t since;  // of the results before it came
+    uint64_t since;  // results_ when it came
   };
 
-  void* allocate(size_t bytes) {
-    void* data = std::aligned_alloc(kPage, bytes);
-    if (!data) {
-      while (last_) std::free(std::exchange(last_, last_->before));
-      data = std::aligned_alloc(kPage, bytes);
+  Block* all() {
+    const std::lock_guard lock(mutex_);
+    return std::exchange(last_, nullptr);
+  }
+  static void unmap(Block* block) {
+    while (block) {
+      Block* const next = block->before;
+      munmap(block, block->bytes);
+      block = next;
     }
-#ifdef __linux__
-    if (data) madvise(data, bytes, MADV_HUGEPAGE);  // a hint: refused, pages are as they were
-#endif
-    return data;
   }
 
   std::mutex mutex_;
-  Block* last_ = nullptr;  // the one that came last
+  Block* last_ = nullptr;
   uint64_t results_ = 0;
   size_t in_use_ = 0, most_ = 0;
 };
 
-Waiting& waiting() {
-  static Waiting& never_destroyed = *new Waiting;  // results may outlive it
-  return never_destroyed;
+/// Who has set another allocator wants to see all memory, as the tests do, which fill it with NaN.
+bool is_usual(const at::TensorOptions& options) {
+  return options.device().is_cpu() && c10::GetCPUAllocator() == c10::GetDefaultCPUAllocator();
 }
+
+#endif
 
 }  // namespace
 
 at::Tensor unfilled(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  const size_t bytes = static_cast<size_t>(c10::multiply_integers(sizes)) * options.dtype().itemsize();
-  if (bytes < kLarge) return at::empty(sizes, options);
-  const size_t whole = (bytes + kPage - 1) / kPage * kPage;
-  void* data = waiting().take(whole);
-  if (!data) return at::empty(sizes, options);  // with the error that a lack of memory has everywhere
-  return at::from_blob(
-      data, sizes, [whole](void* p) { waiting().give(p, whole); }, options);
+#ifdef __linux__
+  const size_t used = static_cast<size_t>(c10::multiply_integers(sizes)) * options.dtype().itemsize();
+  if (used >= kLarge && is_usual(options)) {
+    const size_t bytes = (used + kPage - 1) / kPage * kPage;
+    if (void* data = Waiting::here().take(bytes, used)) {
+      return at::for_blob(data, sizes)
+          .deleter([bytes](void* p) { Waiting::here().give(p, bytes); })
+          .options(options)
+          .allocator(c10::GetCPUAllocator())  // where it goes when it is resized
+          .resizeable_storage()
+          .make_tensor();
+    }
+  }
+#endif
+  return at::empty(sizes, options);
 }
 
 }  // namespace lineal::kernels

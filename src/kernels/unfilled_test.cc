@@ -1,8 +1,11 @@
 #include "kernels/unfilled.h"
 
 #include <ATen/ATen.h>
+#include <c10/core/CPUAllocator.h>
 #include <gtest/gtest.h>
 #include <sys/resource.h>
+
+#include <vector>
 
 #include "core/memory.h"
 
@@ -19,7 +22,18 @@ int64_t faults() {
   return usage.ru_minflt;
 }
 
-TEST(Unfilled, TakesTheMemoryOfTheLastOfItsSize) {
+/// With LibTorch's own allocator, which tests of other things have filled with NaN.
+class Unfilled : public testing::Test {
+ protected:
+  Unfilled() { c10::SetCPUAllocator(c10::GetDefaultCPUAllocator(), kPriority); }
+  ~Unfilled() override { c10::SetCPUAllocator(before_, kPriority); }
+
+ private:
+  static constexpr uint8_t kPriority = 100;
+  c10::Allocator* before_ = c10::GetCPUAllocator();
+};
+
+TEST_F(Unfilled, TakesTheMemoryOfTheLastOfItsSize) {
   unfilled({kFloats}, kOptions).fill_(1);
   const int64_t before = faults();
   const at::Tensor again = unfilled({4, kFloats / 4}, kOptions).fill_(2);
@@ -27,7 +41,7 @@ TEST(Unfilled, TakesTheMemoryOfTheLastOfItsSize) {
   EXPECT_EQ(again.sum(at::kDouble).item<double>(), 2.0 * kFloats);
 }
 
-TEST(Unfilled, ResultsThatLiveShareNothing) {
+TEST_F(Unfilled, ResultsThatLiveShareNothing) {
   std::vector<at::Tensor> all;
   for (int i = 0; i < 4; ++i) all.push_back(unfilled({kFloats}, kOptions).fill_(i));
   all.erase(all.begin() + 1);
@@ -38,21 +52,29 @@ TEST(Unfilled, ResultsThatLiveShareNothing) {
 
 int64_t resident() { return proc_bytes("/proc/self/status", "VmRSS"); }
 
-TEST(Unfilled, OfManySizesNoMoreStaysThanWasNeededAtOnce) {
+TEST_F(Unfilled, OfManySizesNoMoreStaysThanWasNeededAtOnce) {
   const int64_t before = resident();
   int64_t floats = kFloats;
   for (int i = 0; i < 64; ++i) unfilled({floats += int64_t{1} << 20}, kOptions).fill_(1);
   EXPECT_LT(resident() - before, (floats + kFloats) * int64_t{sizeof(float)});
 }
 
-TEST(Unfilled, WhatNoneWantsGoesBack) {
+TEST_F(Unfilled, WhatNoneWantsGoesBack) {
   unfilled({4 * kFloats}, kOptions).fill_(1);
   const int64_t before = resident();
   for (int i = 0; i < 1200; ++i) unfilled({int64_t{2} << 20}, kOptions);
   EXPECT_LT(resident(), before - 3 * kFloats * int64_t{sizeof(float)});
 }
 
-TEST(Unfilled, IsOfTheAskedType) {
+TEST_F(Unfilled, CanBeResized) {
+  at::Tensor x = unfilled({kFloats}, kOptions).fill_(1);
+  x.resize_({2 * kFloats});
+  EXPECT_EQ(x.slice(0, 0, kFloats).sum(at::kDouble).item<double>(), 1.0 * kFloats);
+}
+
+TEST(UnfilledInTests, IsNaN) { EXPECT_TRUE(unfilled({kFloats}, kOptions).isnan().all().item<bool>()); }
+
+TEST_F(Unfilled, IsOfTheAskedType) {
   for (const int64_t n : {int64_t{3}, kFloats}) {
     const at::Tensor x = unfilled({1, n}, at::TensorOptions().dtype(at::kBFloat16));
     EXPECT_EQ(x.dtype(), at::kBFloat16);

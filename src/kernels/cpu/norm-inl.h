@@ -1,6 +1,6 @@
-// The layer norm of one head and the gradient of TTT's inner loss, forward and backward, on the rows of a block: pass
-// by pass over all of them, for four rows whose sums are awaited do not keep the processor busy. Rows are `padded`
-// floats long, zero beyond the K in use.
+// The layer norm of one head and the gradient of TTT's inner loss, forward and backward, on the rows of a block: each
+// pass over all rows, four at a time, before the next, for the sums of four rows alone would be waited for. Rows are
+// `padded` floats long, zero beyond the K in use.
 #if defined(LINEAL_KERNELS_CPU_NORM_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef LINEAL_KERNELS_CPU_NORM_INL_H_
 #undef LINEAL_KERNELS_CPU_NORM_INL_H_
@@ -28,13 +28,14 @@ struct Rows {
 struct Norm {
   static constexpr float kEps = 1e-6f;
   int64_t K, padded;
-  float *gamma, *beta;
-  float* numbers;  // [8, room(C)]: of rows, between passes
-  int64_t rows;    // room(C)
+  float *gamma = nullptr, *beta = nullptr;
 
-  /// How many numbers arrays of one for each row have: passes write them in fours.
+  /// Of blocks of up to C rows.
+  Norm(cpu::Scratch& scratch, int64_t the_K, int64_t C) : K(the_K), padded(cpu::padded(the_K)), room_(room(C)) {
+    numbers_ = scratch.take(kNumbers * room_);
+  }
+  /// The length of an array of one number a row: passes write four at once.
   static constexpr int64_t room(int64_t C) { return cpu::padded(C + 3); }
-  float* number(int64_t i) const { return numbers + i * rows; }
 
   /// v, zero beyond the columns in use.
   HWY_INLINE Vec within(Vec v, int64_t j) const {
@@ -57,20 +58,20 @@ struct Norm {
     const float each = 1 / static_cast<float>(K);
     each_piece<4>(c, [&](int64_t first, auto count) {
       constexpr int R = decltype(count)::value;
-      Row<N, S> rows[R];
+      Row<N, S> row[R];
       LINEAL_UNROLL
       for (int i = 0; i < R; ++i) {
         LINEAL_UNROLL
-        for (int n = 0; n < N; ++n) rows[i].of[n] = all(of[n][first + i]);
+        for (int n = 0; n < N; ++n) row[i].of[n] = all(of[n][first + i]);
         LINEAL_UNROLL
-        for (int s = 0; s < S; ++s) rows[i].sum[s] = hn::Zero(kWide);
+        for (int s = 0; s < S; ++s) row[i].sum[s] = hn::Zero(kWide);
       }
       for (int64_t j = 0; j < width; j += kLanes) {
         Vec column[T + 1];
         LINEAL_UNROLL
         for (int t = 0; t < T; ++t) column[t] = load(columns[t] + j);
         LINEAL_UNROLL
-        for (int i = 0; i < R; ++i) f(first + i, j, rows[i], column);
+        for (int i = 0; i < R; ++i) f(first + i, j, row[i], column);
         LINEAL_UNROLL
         for (int t = 0; t < T; ++t) store(column[t], columns[t] + j);
       }
@@ -78,8 +79,8 @@ struct Norm {
       constexpr int second = R > 1 ? 1 : 0, third = R > 2 ? 2 : 0, fourth = R > 3 ? 3 : 0;
       LINEAL_UNROLL
       for (int s = 0; s < S; ++s) {
-        const auto total = lane_sums(rows[0].sum[s], rows[second].sum[s], rows[third].sum[s], rows[fourth].sum[s]);
-        hn::StoreU(hn::Mul(total, hn::Set(quad, each)), quad, to[s] + first);
+        const auto sums = lane_sums(row[0].sum[s], row[second].sum[s], row[third].sum[s], row[fourth].sum[s]);
+        hn::StoreU(hn::Mul(sums, hn::Set(quad, each)), quad, to[s] + first);
       }
     });
   }
@@ -100,12 +101,12 @@ struct Norm {
   }
 
   /// e = LN(x) - target, target = v - base; G = eta r (u - <u> - xhat <u xhat>), u = gamma e, which is eta times the
-  /// gradient of 1/2 |e|^2 by x. normalizes: x becomes xhat = r x, which goes around the caches to `kept` too if that
-  /// is somewhere, and e may be G; else x is xhat. Returns the sum of |e|^2 lane by lane.
+  /// gradient of 1/2 |e|^2 by x; e may be G. normalizes: x becomes xhat = r x, which goes around the caches to `kept`
+  /// too if that is somewhere; else x is xhat. Returns the sum of |e|^2 lane by lane.
   template <bool normalizes, class Float>
   HWY_INLINE Vec loss_gradient(int64_t c, Rows<Float> x, const float* r, const float* eta, Rows<float> kept,
                                Rows<const float> v, Rows<const float> base, Rows<float> e, Rows<float> G) const {
-    const float *const scales = gamma, *const shifts = beta;
+    const float *const scales = gamma, *const shifts = beta;  // stores could change the members
     float *const mean_u = number(0), *const mean_ux = number(1), *const eta_r = number(2);
     Vec squares = hn::Zero(kWide);
     pass<1, 2, 0>(c, {r}, {mean_u, mean_ux}, {}, [=, &squares](int64_t i, int64_t j, auto& row, Vec*) {
@@ -199,6 +200,15 @@ struct Norm {
       store(within(hn::Mul(inner, row.of[2]), j), dX[i] + j);
     });
   }
+
+ private:
+  static constexpr int64_t kNumbers = 7;
+
+  /// [room]: numbers of rows between passes.
+  float* number(int64_t i) const { return numbers_ + i * room_; }
+
+  int64_t room_;
+  float* numbers_;
 };
 
 }  // namespace lineal::kernels::HWY_NAMESPACE

@@ -44,10 +44,10 @@ struct Elements {
   Elements from(int64_t i) const { return {data + i * row, row, column}; }
 };
 
-/// What a product is stored as: C = alpha A B, C += alpha A B, or C = A B with the row under B, a bias, added to each.
+/// How a product ends: C = alpha A B, C += alpha A B, or C = A B + b, the row under B.
 enum class Store { set, add, biased };
 
-/// The end of a block of a product: with alpha = 1 the multiplications of a short one are a sixteenth fewer.
+/// The end of a block of a product. alpha = 1 costs no multiplication: with k = 16 it would be one in seventeen.
 template <Store store, bool scaled, int R, int N>
 HWY_INLINE void store_block(const Vec (&sum)[R][N], float* HWY_RESTRICT c, int64_t c_row, float alpha) {
   const Vec scale = hn::Set(kWide, alpha);
@@ -69,8 +69,9 @@ HWY_INLINE void store_block(const Vec (&sum)[R][N], float* HWY_RESTRICT c, int64
 }
 
 /// Rows [0, R) and vectors [0, N) of a product over k. Out of line, and b pinned in registers: inlined, the compiler
-/// folds the loads of b into the multiplications and spills accumulators. A comes in registers: what is written in two
-/// words and read as one, as structs are copied, is not there before the block before has been stored.
+/// folds the loads of b into the multiplications and spills accumulators. A comes as three arguments: a struct is
+/// written in words and copied as a vector, a load that waits until all stores before it are done, sixty of four
+/// hundred cycles.
 template <Store store, int R, int N>
 HWY_NOINLINE void product_block(int64_t k, const float* a, int64_t row, int64_t column, const float* HWY_RESTRICT b,
                                 int64_t b_row, float* HWY_RESTRICT c, int64_t c_row, float alpha) {
@@ -133,10 +134,12 @@ HWY_INLINE void product_columns(int64_t m, int64_t k, const Elements& a, const f
 }
 
 /// C [m, n] (rows c_row apart) = or += alpha A B, with A [m, k] and B [k, n]; columns up to the next multiple of kLanes
-/// are written too. `lower`: A is lower triangular, and zero above within blocks of its diagonal.
+/// are written too. Biased, with B [k + 1, n]: without alpha and `lower`. `lower`: A is lower triangular, and zero
+/// above within blocks of its diagonal.
 template <Store store>
 void product(int64_t m, int64_t n, int64_t k, const Elements& a, const float* b, int64_t b_row, float* c, int64_t c_row,
              float alpha = 1, bool lower = false) {
+  HWY_DASSERT(store != Store::biased || (!lower && alpha == 1));
   for (int64_t j = 0; j < n;) {
     const int64_t vectors = std::min<int64_t>((n - j + kLanes - 1) / kLanes, kMostVectors);
     const auto columns = [&](auto count) {

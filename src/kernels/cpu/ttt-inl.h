@@ -32,11 +32,11 @@ struct Head {
   const float* zeros;         // [Kp]
   float *gammas, *betas;      // [together, Kp]
   Norm norm;
-  float *r, *eta;                   // [C]: of the block's rows
+  float *r, *eta;                   // [Norm::room(C)]: of the block's rows
   int64_t b = 0, h = 0, index = 0;  // of the head at hand; index = b * H + h
 
   Head(Scratch& scratch, const TTTCall& the_call, int64_t together)
-      : call(the_call), K(call.K), Kp(padded(K)), Cp(padded(call.C)) {
+      : call(the_call), K(call.K), Kp(padded(K)), Cp(padded(call.C)), norm(scratch, K, call.C) {
     kq_ = scratch.take(2 * Cp * Kp);
     v_ = scratch.take(Cp * Kp);
     o_ = scratch.take(Cp * Kp);
@@ -45,10 +45,8 @@ struct Head {
     zeros = scratch.take(Kp);
     gammas = scratch.take(together * Kp);
     betas = scratch.take(together * Kp);
-    const int64_t rows = Norm::room(call.C);
-    norm = {K, Kp, gammas, betas, scratch.take(8 * rows), rows};
-    r = scratch.take(rows);
-    eta = scratch.take(rows);
+    r = scratch.take(Norm::room(call.C));
+    eta = scratch.take(Norm::room(call.C));
   }
 
   /// The `slot`-th of the heads that are worked on together.
@@ -127,7 +125,7 @@ struct Head {
   double learn(const Place& at, int64_t c, Rows<float> X, float* G) const {
     for (int64_t i = 0; i < c; ++i) eta[i] = call.eta[at.token(i)];
     const double loss = gradients(c, X, kept(call.k_normal, at, c), {G, Kp});
-    for (int64_t i = 0; i < c && call.k_rstd; ++i) call.k_rstd[at.token(i)] = r[i];
+    if (call.norm) keep_rstd(at, c, call.k_rstd);
     finish_kept(X, call.k_normal, at, c);
     return loss;
   }
@@ -143,25 +141,24 @@ struct Head {
     const Rows<float> normal = kept(call.q_normal, at, c), o = output(to, at, c, o_);
     const Rows<const float> also = call.residual ? q : none();
     const float *const gamma = norm.gamma, *const beta = norm.beta;
-    const bool copied = call.q_normal;
+    const bool kept_later = call.q_normal != nullptr;
     if (call.norm) {
       norm.centre(c, Z, r);
+      keep_rstd(at, c, call.q_rstd);
       norm.pass<1, 0, 0>(c, {r}, {}, {}, [=](int64_t i, int64_t j, auto& row, Vec*) {
         const Vec zhat = hn::Mul(load(Z[i] + j), row.of[0]);
         if (normal.data) {
           hn::Stream(zhat, kWide, normal[i] + j);
-        } else if (copied) {
+        } else if (kept_later) {
           store(zhat, Z[i] + j);
         }
         store(hn::Add(hn::MulAdd(zhat, load(gamma + j), load(beta + j)), load(also[i] + j)), o[i] + j);
       });
     } else {
-      std::fill_n(r, c, 1.0f);
       norm.pass<0, 0, 0>(c, {}, {}, {}, [=](int64_t i, int64_t j, auto&, Vec*) {
         store(hn::Add(load(Z[i] + j), load(also[i] + j)), o[i] + j);
       });
     }
-    for (int64_t i = 0; i < c && call.q_rstd; ++i) call.q_rstd[at.token(i)] = r[i];
     finish_kept(Z, call.q_normal, at, c);
     finish(o, to, at, c);
   }
@@ -170,13 +167,17 @@ struct Head {
   Rows<const float> none() const { return {zeros, 0}; }
 
  private:
+  /// r of the block's rows, to where the backward pass finds it, or nowhere.
+  void keep_rstd(const Place& at, int64_t c, float* to) const {
+    for (int64_t i = 0; i < c && to; ++i) to[at.token(i)] = r[i];
+  }
+
   /// learn and loss for the learning rates eta, with X in `normal` too. G holds e in between.
   HWY_INLINE double gradients(int64_t c, Rows<float> X, Rows<float> normal, Rows<float> G) const {
     if (call.norm) {
       norm.centre(c, X, r);
       return total(norm.loss_gradient<true>(c, X, r, eta, normal, v, base, G, G)) / 2;
     }
-    std::fill_n(r, c, 1.0f);
     Vec squares = hn::Zero(kWide);
     norm.pass<1, 0, 0>(c, {eta}, {}, {}, [=, this, &squares](int64_t i, int64_t j, auto& row, Vec*) {
       const Vec x = load(X[i] + j), e = error(x, i, j);
@@ -237,7 +238,7 @@ struct HeadBackward : Head {
       : Head(scratch, the_call, together), d(gradients) {
     for (float** tile : {&normal_, &zhat_, &e_, &do_, &dk_, &dq_, &dv_}) *tile = scratch.take(Cp * Kp);
     q_r_ = scratch.take(Norm::room(call.C));
-    deta_ = scratch.take(Norm::room(call.C));
+    deta_ = scratch.take(Cp);
     dgammas = scratch.take(together * Kp);
     dbetas = scratch.take(together * Kp);
     dscales = scratch.take(together * Cp);
@@ -284,7 +285,7 @@ struct HeadBackward : Head {
     normal = input({call.k_normal, false}, at, c, normal_);
     const Rows<float> e{e_, Kp}, g{G, Kp};
     for (int64_t i = 0; i < c; ++i) {
-      r[i] = call.norm ? call.k_rstd[at.token(i)] : 1;
+      if (call.norm) r[i] = call.k_rstd[at.token(i)];
       eta[i] = call.eta[at.token(i)];
     }
     if (call.norm) {
@@ -305,8 +306,11 @@ struct HeadBackward : Head {
     dk = output(d.k, at, c, dk_), dq = output(d.q, at, c, dq_);
     const Rows<const float> also = call.residual ? o : none();
     for (int64_t i = 0; i < c; ++i) {
-      q_r_[i] = call.norm ? call.q_rstd[at.token(i)] : 1;
-      if (!call.norm) copy(o[i], Kp, dZ + i * Kp);
+      if (call.norm) {
+        q_r_[i] = call.q_rstd[at.token(i)];
+      } else {
+        copy(o[i], Kp, dZ + i * Kp);
+      }
       copy(also[i], Kp, dq[i]);
       if (!call.residual) copy(zeros, Kp, dk[i]);
     }

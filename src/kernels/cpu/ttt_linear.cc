@@ -88,9 +88,9 @@ class Forward {
   /// The inner loss of the block's tokens under the weights it leaves, pending steps included.
   double loss_after(const InnerBlock& block) {
     const int64_t c = block.count;
-    apply(c, head_.k, W_, X_);
+    product<Store::biased>(c, K_, K_, {head_.k.data, head_.k.step}, W_, Kp_, X_, Kp_);
     if (slot_->pending) {
-      apply(c, head_.k, D_, Z_);
+      product<Store::biased>(c, K_, K_, {head_.k.data, head_.k.step}, D_, Kp_, Z_, Kp_);
       add_scaled(-call_.scale[block.place + c - 1], Z_, c * Kp_, X_);
     }
     return head_.loss(c, {X_, Kp_}, G_);

@@ -118,7 +118,7 @@ class Ahead {
 template <Store store_as>
 void product_ahead(Ahead& ahead, int64_t rows, int64_t m, int64_t n, int64_t k, const Elements& a, const float* b,
                    int64_t b_row, float* c, int64_t c_row, float alpha = 1) {
-  constexpr int64_t kPiece = 24;
+  constexpr int64_t kPiece = 24;  // rows: whole blocks of 6, 8, 12 or 24
   for (int64_t i = 0; i < m; i += kPiece) {
     product<store_as>(std::min(kPiece, m - i), n, k, a.from(i), b, b_row, c + i * c_row, c_row, alpha);
     ahead.some(rows);
