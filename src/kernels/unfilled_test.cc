@@ -5,6 +5,8 @@
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 
+#include <atomic>
+#include <thread>
 #include <vector>
 
 #include "core/memory.h"
@@ -64,6 +66,24 @@ TEST_F(Unfilled, WhatNoneWantsGoesBack) {
   const int64_t before = resident();
   for (int i = 0; i < 1200; ++i) unfilled({int64_t{2} << 20}, kOptions);
   EXPECT_LT(resident(), before - 3 * kFloats * int64_t{sizeof(float)});
+}
+
+TEST_F(Unfilled, ThreadsShareNothing) {
+  std::atomic<int> wrong = 0;
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 3; ++t) {
+    threads.emplace_back([t, &wrong] {
+      for (int i = 0; i < 1000; ++i) {
+        const at::Tensor x = unfilled({(int64_t{1} << 20) * (1 + i % 3)}, kOptions);
+        auto* first = x.mutable_data_ptr<float>();
+        *first = static_cast<float>(t);
+        std::this_thread::yield();
+        wrong += *first != static_cast<float>(t);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(wrong, 0);
 }
 
 TEST_F(Unfilled, CanBeResized) {
