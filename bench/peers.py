@@ -118,18 +118,27 @@ def show(record, last):
     print(f"  {record['side']:20}{1e3 * record['seconds']:10.2f} ms{record['us_per_token']:9.3f} us/token{ratio}", flush=True)
 
 
+def positive(text):
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
+    return number
+
+
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    rows = "\n".join(f"  {name}" for name in ROWS)
+    parser = argparse.ArgumentParser(description=__doc__, epilog=f"rows:\n{rows}",
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", metavar="ROW", help="rows whose names contain it; may be repeated")
-    parser.add_argument("--rounds", type=int, default=7, help="of all sides in turn")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of every side")
+    parser.add_argument("--rounds", type=positive, default=7, help="of all sides in turn")
+    parser.add_argument("--threads", type=positive, default=os.cpu_count(), help="of every side")
     parser.add_argument("--json", action="store_true", help="a list of records instead of the table")
     parser.add_argument("--program", default=str(ROOT / "build/lineal"))
     parser.add_argument("--library", default=str(ROOT / "build/liblineal_ops.so"))
     args = parser.parse_args()
     args.rows = [name for name in ROWS if not args.only or any(part in name for part in args.only)]
     if not args.rows:
-        parser.error(f"no row has {' or '.join(args.only)} in its name; there are: {', '.join(ROWS)}")
+        parser.error(f"no row has {' or '.join(args.only)} in its name; there are:\n{rows}")
     for path in (args.program, args.library):
         if not os.path.exists(path):
             parser.error(f"{path} is not there; 'cmake --build build' makes it")
