@@ -1,5 +1,6 @@
 """torch.ops.lineal: each operation as PyTorch wants it, and several under torch.compile."""
 import unittest
+import warnings
 
 import torch
 from torch import nn
@@ -149,6 +150,26 @@ class OperationsTest(unittest.TestCase):
                      "feature_attention"):
             self.refused(name, "starts is Byte", starts=lambda x: x.byte())
         self.refused("wkv", "one device", v=lambda x: x.to("meta"))
+
+    def test_vmap_is_a_loop(self):
+        x, y = torch.randn(3, 2, 4), torch.randn(3, 2, 4)
+        swiglu = torch.ops.lineal.swiglu
+        expected = torch.stack([swiglu(a, b) for a, b in zip(x, y)])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # there is no batching rule
+            torch.testing.assert_close(torch.vmap(swiglu)(x, y), expected)
+
+    def test_what_has_no_derivative_says_so(self):
+        x = torch.randn(3, 4)
+        loss = lambda a: torch.ops.lineal.swiglu(a, a).sum()
+        for transform in (torch.func.grad(loss), lambda a: torch.func.vjp(loss, a)):
+            with self.assertRaisesRegex(lineal.Error, "swiglu: has no gradient under transforms of torch.func"):
+                transform(x)
+        with self.assertRaisesRegex(lineal.Error, "swiglu: an input has a tangent"):
+            torch.func.jvp(loss, (x,), (x,))
+        with torch.autograd.forward_ad.dual_level():
+            with self.assertRaisesRegex(lineal.Error, "swiglu: an input has a tangent"):
+                loss(torch.autograd.forward_ad.make_dual(x, x))
 
     def test_compiled(self):
         torch.manual_seed(0)

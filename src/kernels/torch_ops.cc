@@ -6,13 +6,16 @@
 // own autograd. A call that torch.compile or another mode watches is NAME, and in its backward pass NAME_backward,
 // which computes anew what the kernel would have kept.
 #include <ATen/ATen.h>
+#include <ATen/FuncTorchTLS.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include <iterator>
 #include <map>
 #include <set>
+#include <type_traits>
 
 #include "kernels/kernels.h"
 #include "kernels/vq_attention.h"
@@ -194,9 +197,24 @@ const Signature& signature(const c10::OperatorHandle& op) {
   return signatures().at(name);
 }
 
+/// Calls a boxed kernel with its own arguments: on a stack there may be others' below, as under torch.func's
+/// transforms.
+template <auto* function>
+void on_own_stack(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
+  const auto first = stack->end() - static_cast<std::ptrdiff_t>(op.schema().arguments().size());
+  Stack own(std::make_move_iterator(first), std::make_move_iterator(stack->end()));
+  stack->erase(first, stack->end());
+  if constexpr (std::is_invocable_v<decltype(function), const c10::OperatorHandle&, c10::DispatchKeySet, Stack*>) {
+    function(op, keys, &own);
+  } else {
+    function(op, &own);
+  }
+  stack->insert(stack->end(), std::make_move_iterator(own.begin()), std::make_move_iterator(own.end()));
+}
+
 template <auto* function>
 torch::CppFunction boxed() {
-  return torch::CppFunction::makeFromBoxedFunction<function>();
+  return torch::CppFunction::makeFromBoxedFunction<&on_own_stack<function>>();
 }
 
 /// The tensors of a value: one, those of a list, or none.
@@ -318,6 +336,17 @@ void check_device(const c10::OperatorHandle& op, const Tensors& inputs) {
   }
 }
 
+/// Throws where a gradient is asked for by torch.func, whose transforms do not see what the kernel does.
+void check_transforms(const c10::OperatorHandle& op) {
+  const auto& transforms = at::functorch::functorchTLSAccessor();
+  if (!transforms) return;
+  try {
+    transforms->checkSupportsCppAutogradFunction();
+  } catch (const c10::Error&) {
+    fail(op.schema().name(), ": has no gradient under transforms of torch.func, expected torch.autograd");
+  }
+}
+
 void autograd(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
   const auto has = differentiable(op, *stack);
   const Tensors inputs = flat(*stack);
@@ -332,10 +361,16 @@ void autograd(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* st
     }
     asked |= has[i];
   }
+  for (const Tensor& x : inputs) {
+    if (x.defined() && x._fw_grad(/*level=*/0).defined()) {
+      fail(op.schema().name(), ": an input has a tangent, and there is no derivative in forward mode");
+    }
+  }
   if (!asked) {
     const at::AutoDispatchBelowADInplaceOrView below;
     return op.callBoxed(stack);
   }
+  check_transforms(op);
   const bool watched = keys.has_any(c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::Functionalize}));
   if (!watched) return op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
   Stack results;
