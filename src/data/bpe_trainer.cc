@@ -12,7 +12,7 @@ namespace {
 
 using Pair = uint64_t;  // left id, right id
 
-Pair pair_of(int32_t left, int32_t right) { return static_cast<Pair>(left) << 32 | static_cast<uint32_t>(right); }
+Pair packed(int32_t left, int32_t right) { return static_cast<Pair>(left) << 32 | static_cast<uint32_t>(right); }
 
 struct Word {
   std::vector<int32_t> ids;
@@ -33,7 +33,7 @@ class Pairs {
   explicit Pairs(std::vector<Word> words) : words_(std::move(words)) {
     for (size_t i = 0; i < words_.size(); ++i) {
       const auto& ids = words_[i].ids;
-      for (size_t j = 0; j + 1 < ids.size(); ++j) change(pair_of(ids[j], ids[j + 1]), words_[i].count, i);
+      for (size_t j = 0; j + 1 < ids.size(); ++j) change(packed(ids[j], ids[j + 1]), words_[i].count, i);
     }
     push_changed();
   }
@@ -64,12 +64,12 @@ class Pairs {
           continue;
         }
         if (size > 0) {
-          change(pair_of(ids[size - 1], left), -word.count, index);
-          change(pair_of(ids[size - 1], id), word.count, index);
+          change(packed(ids[size - 1], left), -word.count, index);
+          change(packed(ids[size - 1], id), word.count, index);
         }
         if (i + 2 < ids.size()) {
-          change(pair_of(right, ids[i + 2]), -word.count, index);
-          change(pair_of(id, ids[i + 2]), word.count, index);
+          change(packed(right, ids[i + 2]), -word.count, index);
+          change(packed(id, ids[i + 2]), word.count, index);
         }
         ids[size++] = id;
         ++i;

@@ -14,7 +14,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr size_t kMostSteps = 64;   // normalizers, pre-tokenizers, decoders
+constexpr size_t kMostParts = 64;   // normalizers, pre-tokenizers, decoders
 constexpr size_t kMostGrowth = 64;  // of a token's bytes by replacements
 constexpr int64_t kMostInteger = std::numeric_limits<int64_t>::max();
 
@@ -42,7 +42,7 @@ void flatten(const TokenizerNode& node, const char* list, std::vector<TokenizerN
   } else {
     for (const TokenizerNode& item : node.at(list).items()) flatten(item, list, steps);
   }
-  if (steps.size() > kMostSteps) fail(node.where(), " has more than ", kMostSteps, " steps");
+  if (steps.size() > kMostParts) fail(node.where(), " has more than ", kMostParts, " steps");
 }
 
 std::vector<TokenizerNode> steps_of(const TokenizerNode& node, const char* list) {

@@ -7,7 +7,7 @@
 namespace lineal {
 namespace {
 
-constexpr RopeNames kRope = {.has_share = false};
+constexpr RopeNames kLlamaRope = {.has_share = false};
 
 /// The fields of both; each takes its own for granted.
 struct LlamaConfig : PublishedConfig {
@@ -65,7 +65,7 @@ LanguageModelConfig read_common(const LlamaConfig& published, const Json& json, 
   config.activation = read_activation("hidden_act", published.hidden_act, who);
   layer = {{"mixer", "attention"}, {"num_attention_heads", H}, {"num_key_value_heads", H_kv}};
   if (K > 0 && K * H != D) layer["head_dim"] = K;
-  layer.update(read_rope(json, kRope, K > 0 ? K : D / H, published.max_position_embeddings, who));
+  layer.update(read_rope(json, kLlamaRope, K > 0 ? K : D / H, published.max_position_embeddings, who));
   return config;
 }
 
@@ -123,7 +123,7 @@ Json write_common(const LanguageModelConfig& config) {
   const auto H_kv = options["num_key_value_heads"].get<int64_t>();
   json["num_key_value_heads"] = H_kv > 0 ? Json(H_kv) : options["num_attention_heads"];
   json["head_dim"] = head_size_of(options, config.hidden_size);
-  json.update(write_rope(options, kRope, head_size_of(options, config.hidden_size)));
+  json.update(write_rope(options, kLlamaRope, head_size_of(options, config.hidden_size)));
   return json;
 }
 
@@ -149,7 +149,7 @@ Json write_qwen2(const LanguageModelConfig& config) {
   return json;
 }
 
-NameRules rules() {
+NameRules llama_rules() {
   NameRules table = {
       .prefix = "model.",
       .rules = {{"model.embed_tokens.weight", {"model.embed_tokens.weight"}},
@@ -174,8 +174,11 @@ NameRules rules() {
 
 extern const FamilySpec llama_family_spec, qwen2_family_spec;
 const FamilySpec llama_family_spec = {
-    .name = "llama", .help = "Llama (2023, 2024)", .read = read_llama, .write = write_llama, .rules = rules()};
-const FamilySpec qwen2_family_spec = {
-    .name = "qwen2", .help = "Qwen2 and Qwen2.5 (2024)", .read = read_qwen2, .write = write_qwen2, .rules = rules()};
+    .name = "llama", .help = "Llama (2023, 2024)", .read = read_llama, .write = write_llama, .rules = llama_rules()};
+const FamilySpec qwen2_family_spec = {.name = "qwen2",
+                                      .help = "Qwen2 and Qwen2.5 (2024)",
+                                      .read = read_qwen2,
+                                      .write = write_qwen2,
+                                      .rules = llama_rules()};
 
 }  // namespace lineal

@@ -7,7 +7,7 @@
 namespace lineal {
 namespace {
 
-constexpr RopeNames kRope = {.theta = "rotary_emb_base", .share = "rotary_pct", .default_share = 0.25};
+constexpr RopeNames kNeoxRope = {.theta = "rotary_emb_base", .share = "rotary_pct", .default_share = 0.25};
 
 struct NeoXConfig : PublishedConfig {
   int64_t vocab_size = 50432;
@@ -62,7 +62,7 @@ LanguageModelConfig read_neox(const Json& json, const std::string& who) {
                 {"num_attention_heads", H},
                 {"qkv_bias", published.attention_bias},
                 {"out_bias", published.attention_bias}};
-  layer.update(read_rope(json, kRope, D / H, published.max_position_embeddings, who));
+  layer.update(read_rope(json, kNeoxRope, D / H, published.max_position_embeddings, who));
   config.layers = read_layers(Json(static_cast<size_t>(published.num_hidden_layers), layer));
   return config;
 }
@@ -83,7 +83,7 @@ Json write_neox(const LanguageModelConfig& config) {
                {"use_parallel_residual", config.parallel_residual},
                {"attention_bias", options.value("qkv_bias", false)}};
   if (config.layers[0].mixer == "attention") {
-    json.update(write_rope(options, kRope, head_size_of(options, config.hidden_size)));
+    json.update(write_rope(options, kNeoxRope, head_size_of(options, config.hidden_size)));
   }
   return json;
 }

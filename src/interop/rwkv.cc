@@ -70,7 +70,7 @@ Json write_rwkv(const LanguageModelConfig& config) {
           {"tie_word_embeddings", config.tie_word_embeddings}};
 }
 
-NameRules rules() {
+NameRules rwkv_rules() {
   NameRules table = {.prefix = "rwkv.",
                      .rules = {{"rwkv.embeddings.weight", {"model.embed_tokens.weight"}},
                                {"rwkv.blocks.0.pre_ln.weight", {"model.embed_norm.weight"}},
@@ -106,6 +106,6 @@ NameRules rules() {
 
 extern const FamilySpec rwkv_family_spec;
 const FamilySpec rwkv_family_spec = {
-    .name = "rwkv", .help = "RWKV-4 (2023)", .read = read_rwkv, .write = write_rwkv, .rules = rules()};
+    .name = "rwkv", .help = "RWKV-4 (2023)", .read = read_rwkv, .write = write_rwkv, .rules = rwkv_rules()};
 
 }  // namespace lineal

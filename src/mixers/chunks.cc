@@ -8,7 +8,7 @@ namespace lineal {
 namespace {
 
 /// mask [B] with trailing dimensions of 1, to multiply S [B, ...] by.
-Tensor per_row(const Tensor& mask, const Tensor& S) {
+Tensor by_row(const Tensor& mask, const Tensor& S) {
   std::vector<int64_t> shape(static_cast<size_t>(S.dim()), 1);
   shape[0] = S.size(0);
   return mask.reshape(shape);
@@ -50,7 +50,7 @@ Tensor Chunks::before(const Tensor& x) const { return before_.defined() ? x * be
 Tensor Chunks::after(const Tensor& x) const { return after_.defined() ? x * after_ : x; }
 
 Tensor Chunks::pass(const Tensor& S, int64_t i) const {
-  return passes_.defined() ? S * per_row(passes_.select(1, i), S) : S;
+  return passes_.defined() ? S * by_row(passes_.select(1, i), S) : S;
 }
 
 Decays::Decays(const Tensor& g) {
@@ -76,7 +76,7 @@ Tensor scores(const Tensor& X, const Tensor& K, const Tensor& between) {
 
 Tensor restart(const Tensor& S, const Segments& segments, int64_t t) {
   if (segments.none()) return S;
-  return S * per_row(segments.starts.select(1, t).logical_not().to(S.scalar_type()), S);
+  return S * by_row(segments.starts.select(1, t).logical_not().to(S.scalar_type()), S);
 }
 
 }  // namespace lineal

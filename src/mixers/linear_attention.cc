@@ -19,7 +19,7 @@ namespace lineal {
 namespace {
 
 constexpr double kNormalizerEps = 1e-6;
-constexpr double kOutputNormEps = 1e-5;
+constexpr double kHeadNormEps = 1e-5;
 
 Tensor elu1(const Tensor& x) { return at::elu(x) + 1; }
 
@@ -57,7 +57,7 @@ class LinearAttention : public Mixer {
     k_proj_ = register_module("k_proj", linear(D, D));
     v_proj_ = register_module("v_proj", linear(D, D));
     if (config.output_norm == "on" || (config.output_norm == "auto" && !config.normalize)) {
-      o_norm_ = register_module("o_norm", std::make_shared<RmsNorm>(K_, kOutputNormEps));
+      o_norm_ = register_module("o_norm", std::make_shared<RmsNorm>(K_, kHeadNormEps));
     }
     o_proj_ = register_module("o_proj", linear(D, D));
   }

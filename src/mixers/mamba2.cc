@@ -19,7 +19,7 @@
 namespace lineal {
 namespace {
 
-constexpr double kLeastRate = 1, kMostRate = 16;  // exp(A_log) at the start of training, uniform
+constexpr double kLeastDecay = 1, kMostDecay = 16;  // exp(A_log) at the start of training, uniform
 
 struct Mamba2Config : Config {
   int64_t state_size = 64;
@@ -103,7 +103,7 @@ class Mamba2 : public Mixer {
     reset_linear(out_proj_, deviation);
     conv_->reset_parameters();
     reset_step(dt_bias_);
-    A_log_.uniform_(kLeastRate, kMostRate).log_();
+    A_log_.uniform_(kLeastDecay, kMostDecay).log_();
     skip_.fill_(1);
     norm_weight_.fill_(1);
   }

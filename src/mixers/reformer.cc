@@ -53,7 +53,7 @@ struct ReformerConfig : Config {
 };
 
 /// x [B, H, R, P, ...], index [B, H, R, ...] -> [B, H, R, (index's sizes), ...].
-Tensor pick(const Tensor& x, const Tensor& index) {
+Tensor pick_entries(const Tensor& x, const Tensor& index) {
   const Tensor rows = x.flatten(0, 2), flat = index.flatten(0, 2).flatten(1);
   const Tensor found = at::index(rows, {at::arange(rows.size(0), flat.options()).unsqueeze(1), flat});
   std::vector<int64_t> sizes = index.sizes().vec();
@@ -158,15 +158,15 @@ class Reformer : public Mixer {
     const Tensor places = joined("place", place.unsqueeze(1).expand({-1, H_, -1}));
 
     const auto [entry, seen] = what_is_seen(sorted, document);  // [B, H, R, C, W]
-    Tensor scores = at::einsum("bhck,bhrcwk->bhrcw", {queries, pick(keys, entry)});
+    Tensor scores = at::einsum("bhck,bhrcwk->bhrcw", {queries, pick_entries(keys, entry)});
     scores = scores / std::sqrt(static_cast<double>(K_));
     scores = at::cat({at::full_like(scores.slice(4, 0, 1), kSelfScore), scores.slice(4, 1)}, 4);
     if (!config_.allow_duplicate_attention) {
-      scores = scores - (rounds_that_see(pick(places, entry), seen).to(scores.scalar_type()) + 1e-9).log();
+      scores = scores - (rounds_that_see(pick_entries(places, entry), seen).to(scores.scalar_type()) + 1e-9).log();
     }
     scores = scores.masked_fill(seen.logical_not(), -INFINITY);
     const Tensor l = scores.logsumexp({4}, /*keepdim=*/true);  // [B, H, R, C, 1]
-    const Tensor o = at::einsum("bhrcw,bhrcwk->bhrck", {(scores - l).exp(), pick(values, entry)});
+    const Tensor o = at::einsum("bhrcw,bhrcwk->bhrck", {(scores - l).exp(), pick_entries(values, entry)});
     keep(sorted, document, keys, values, places, state);
     return (o * l.softmax(2)).sum(2).transpose(1, 2);
   }
@@ -186,7 +186,7 @@ class Reformer : public Mixer {
     const Tensor group = at::searchsorted(ends, at_least, /*out_int32=*/false, /*right=*/true);
     const Tensor within = at_least - (ends - sorted.upto).gather(4, group);
     const Tensor begin = sorted.begin.unsqueeze(3).expand_as(ends).gather(4, group);
-    return {pick(sorted.order, begin + within), seen};
+    return {pick_entries(sorted.order, begin + within), seen};
   }
 
   /// places [B, H, R, C, W] of what is seen -> in how many rounds each of them is.
@@ -206,11 +206,11 @@ class Reformer : public Mixer {
     const Tensor within = total.unsqueeze(4) - W_ + at::arange(W_, whole);  // [B, H, R, n, W]
     const Tensor held = within >= 0;
     const Tensor entry =
-        pick(sorted.order, (begin.unsqueeze(4) + within.clamp_min(0)).clamp_max(sorted.order.size(3) - 1));
+        pick_entries(sorted.order, (begin.unsqueeze(4) + within.clamp_min(0)).clamp_max(sorted.order.size(3) - 1));
     const Tensor numbers = held.unsqueeze(5);
-    state["k"] = at::where(numbers, pick(keys, entry), 0);
-    state["v"] = at::where(numbers, pick(values, entry), 0);
-    state["place"] = at::where(held, pick(places, entry), -1);
+    state["k"] = at::where(numbers, pick_entries(keys, entry), 0);
+    state["v"] = at::where(numbers, pick_entries(values, entry), 0);
+    state["place"] = at::where(held, pick_entries(places, entry), -1);
   }
 
   ReformerConfig config_;
