@@ -40,9 +40,8 @@ class SwiGlu : public FeedForward {
   }
 
   Tensor forward(const Tensor& x, State&, const Segments&, const Rows*) override {
-    const auto reference = [](const Tensor& gate, const Tensor& up) { return at::silu(gate) * up; };
     const Tensor gate = gate_proj_(x), up = up_proj_(x);
-    return down_proj_(is_silu_ ? kernels::use(kernels::swiglu, reference, gate, up) : f_(gate) * up);
+    return down_proj_(is_silu_ ? swiglu(gate, up) : f_(gate) * up);
   }
 
   void reset_parameters(double deviation) override {
@@ -114,6 +113,11 @@ class ChannelMix : public FeedForward {
 };
 
 }  // namespace
+
+Tensor swiglu(const Tensor& gate, const Tensor& up) {
+  const auto reference = [](const Tensor& a, const Tensor& b) { return at::silu(a) * b; };
+  return kernels::use(kernels::swiglu, reference, gate, up);
+}
 
 State FeedForward::initial_state(int64_t /*B*/) const { return {}; }
 

@@ -14,6 +14,9 @@
 
 namespace lineal {
 
+/// silu(gate) * up, both [..., F]: `kernels::swiglu` beside its definition.
+Tensor swiglu(const Tensor& gate, const Tensor& up);
+
 class FeedForward : public torch::nn::Module {
  public:
   /// Without parts for a layer that reads each token on its own.

@@ -1,6 +1,8 @@
 // The fused operations by themselves: time, work and traffic.
 #pragma once
 
+#include <c10/core/ScalarType.h>
+
 #include <string>
 #include <vector>
 
@@ -9,14 +11,23 @@
 namespace lineal {
 
 struct OperationSizes {
-  int64_t B = 1, H = 12, K = 64, T = 2048;  // K is V too
-  static constexpr int64_t C = 16;          // tokens of an inner batch
-  static constexpr int64_t N = 16;          // state of a scan's channel; it has H K channels
-  static constexpr int64_t M = 256;         // random features
+  int64_t B = 1, H = 12, K = 64, T = 2048;  // K is V too; what has no heads has D = H K channels
+  int64_t C = 16;                           // tokens of an inner batch
+  int64_t vocabulary = 8192;                // of token_loss
   int64_t window = 512, codes = 512;        // of attention over quantised keys, in blocks of 128 tokens
   int64_t read = 0;                         // tokens that it has read before
   int64_t sessions = 64;                    // that step at once
   int64_t pool = 0;  // rows of the state that they are chosen of; 0: none, the calls begin with a state of their own
+  c10::ScalarType type = c10::kFloat;  // of what each operation takes in bfloat16, if it takes any so
+
+  static constexpr int64_t N = 16;   // state of a scan's channel
+  static constexpr int64_t M = 256;  // random features
+  static constexpr int64_t J = 4;    // taps of a short convolution
+
+  int64_t tokens() const { return B * T; }
+  int64_t channels() const { return H * K; }
+  /// Sequences of which there are states.
+  int64_t states() const { return pool > 0 ? pool : B; }
 };
 
 /// An operation with random inputs: forward, forward and backward, or a step of one token for each of some sessions, in
@@ -29,8 +40,15 @@ struct OperationPass {
   double bytes;    // of one call: inputs and results, of a step the state too, read or written once
 };
 
-/// The passes of the named operations, in their order; of all when there are no names. The reference is called where
-/// --kernels says so. An unknown name is an Error.
+/// Their names, in the order of their passes.
+std::vector<std::string> operation_names();
+
+/// Why the operation has no passes of these sizes: "float32 only"; or empty.
+std::string operation_refusal(const std::string& name, const OperationSizes& sizes);
+
+/// The passes of the named operations; of all that have some when there are no names. The reference is called where
+/// --kernels says so. An unknown name, one without such passes, and sizes that need more than the machine's free memory
+/// are Errors.
 std::vector<OperationPass> operation_passes(const std::vector<std::string>& names, const OperationSizes& sizes);
 
 }  // namespace lineal

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <map>
 
 namespace lineal {
@@ -37,11 +38,21 @@ void initialize() {
 
 }  // namespace
 
-std::vector<RunTime> repeat(const std::vector<Repeated>& computations, double seconds) {
+std::vector<RunTime> repeat(const std::vector<Repeated>& computations, double seconds,
+                            const std::function<void(const std::string& name, double fraction)>& progress) {
   initialize();
+  const auto start = std::chrono::steady_clock::now();
+  const auto tell = [&](const std::string& name) {
+    constexpr double kSlack = 1.4;  // finding how many runs fill the time takes some too
+    const std::chrono::duration<double> gone = std::chrono::steady_clock::now() - start;
+    const double all = kSlack * seconds * static_cast<double>(computations.size());
+    if (progress) progress(name, std::min(gone.count() / all, 0.99));
+  };
   for (const auto& computation : computations) {
+    tell(computation.name);
     computation.run();
-    const auto loop = [&computation](benchmark::State& state) {
+    const auto loop = [&computation, &tell](benchmark::State& state) {
+      tell(computation.name);
       for ([[maybe_unused]] auto _ : state) computation.run();
     };
     benchmark::RegisterBenchmark(computation.name.c_str(), loop)

@@ -18,7 +18,9 @@ struct RunTime {
 };
 
 /// Times each for about `seconds`, all of them in turn in an order that changes, so that what else the machine does
-/// meets all. Each runs once before; what it throws then is thrown here.
-std::vector<RunTime> repeat(const std::vector<Repeated>& computations, double seconds);
+/// meets all. Each runs once before; what it throws then is thrown here. `progress` hears what runs now and how much of
+/// the time has gone, about, from 0 to 1.
+std::vector<RunTime> repeat(const std::vector<Repeated>& computations, double seconds,
+                            const std::function<void(const std::string& name, double fraction)>& progress = {});
 
 }  // namespace lineal

@@ -2,6 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <set>
+
 #include "core/error.h"
 #include "testing/throws_error.h"
 
@@ -24,6 +27,18 @@ TEST(Repeat, TimesEachManyTimes) {
       EXPECT_LE(times[i].median, times[i].most) << i;
     }
   }
+}
+
+TEST(Repeat, TellsWhatRunsAndHowFarItIs) {
+  std::vector<std::string> names;
+  std::vector<double> fractions;
+  repeat({{"one", [] {}}, {"other", [] {}}}, 0.01,
+         [&](const std::string& name, double fraction) { names.push_back(name), fractions.push_back(fraction); });
+  EXPECT_EQ(std::set<std::string>(names.begin(), names.end()), (std::set<std::string>{"one", "other"}));
+  EXPECT_TRUE(std::is_sorted(fractions.begin(), fractions.end()));
+  EXPECT_GE(fractions.front(), 0);
+  EXPECT_LT(fractions.back(), 1);
+  EXPECT_GT(fractions.back(), fractions.front());
 }
 
 TEST(Repeat, AMistakeEndsItBeforeAnyIsTimed) {

@@ -1,17 +1,15 @@
-// lineal bench: what mixers cost against the length of the text, and what a model's training step costs; operations by
-// themselves are in bench_operations.cc.
+// lineal bench: what mixers cost against the length of the text; its parts are in the files beside it.
+#include "commands/bench.h"
+
 #include <ATen/Parallel.h>
 
-#include <iomanip>
+#include <cmath>
 #include <iostream>
 
 #include "bench/cell.h"
 #include "bench/mixers.h"
-#include "bench/model.h"
-#include "commands/bench_approximation.h"
-#include "commands/bench_decode.h"
-#include "commands/bench_operations.h"
-#include "commands/command.h"
+#include "commands/columns.h"
+#include "commands/progress.h"
 #include "core/error.h"
 #include "core/registry.h"
 #include "core/shapes_only.h"
@@ -22,6 +20,13 @@ namespace {
 
 constexpr double kMiB = 1024.0 * 1024;
 
+const std::vector<const CommandSpec*>& parts() {
+  static const std::vector<const CommandSpec*> all = {
+      &bench_op_spec,      &bench_model_spec,         &bench_decode_spec,
+      &bench_machine_spec, &bench_approximation_spec, &bench_propagation_spec};
+  return all;
+}
+
 struct Options {
   std::vector<std::string> plans;
   std::vector<int64_t> lengths = {256, 1024, 4096, 16384, 32768};
@@ -30,31 +35,24 @@ struct Options {
   bool json = false;
 };
 
-std::string cell_text(const Json& row, const char* key, int precision) {
-  std::ostringstream out;
-  if (row.contains(key)) {
-    out << std::fixed << std::setprecision(precision) << row[key].get<double>();
-  } else {
-    out << "-";
-  }
-  return out.str();
+constexpr NumberColumn kMixerColumns[] = {
+    {"train tok/s", "train_tokens_per_s", "%.0f"},   {"prefill tok/s", "prefill_tokens_per_s", "%.0f"},
+    {"decode tok/s", "decode_tokens_per_s", "%.0f"}, {"train MiB", "train_mib", "%.1f"},
+    {"prefill MiB", "prefill_mib", "%.1f"},          {"state KiB", "state_kib", "%.1f"},
+};
+
+Columns columns_for(const Options& options) {
+  std::vector<Cells> known;
+  for (const auto& plan : options.plans) known.push_back({plan});
+  for (const int64_t length : options.lengths) known.push_back({"", std::to_string(length)});
+  return Columns(titles_of({"mixer", "length"}, kMixerColumns), known);
 }
 
-/// Of the first column, for the longest plan.
-int name_width(const std::vector<std::string>& plans) {
-  size_t width = 14;
-  for (const auto& plan : plans) width = std::max(width, plan.size());
-  return static_cast<int>(width) + 2;
-}
-
-void print_row(const Json& row, int width) {
-  std::cout << std::left << std::setw(width) << row["mixer"].get<std::string>() << std::right << std::setw(7)
-            << row["length"].get<int64_t>() << std::setw(12) << cell_text(row, "train_tokens_per_s", 0) << std::setw(13)
-            << cell_text(row, "prefill_tokens_per_s", 0) << std::setw(12) << cell_text(row, "decode_tokens_per_s", 0)
-            << std::setw(11) << cell_text(row, "train_mib", 1) << std::setw(13) << cell_text(row, "prefill_mib", 1)
-            << std::setw(12) << cell_text(row, "state_kib", 1);
-  if (row.contains("note")) std::cout << "  " << row["note"].get<std::string>();
-  std::cout << std::endl;
+Cells cells(const Json& row) {
+  const Cells first = {row["mixer"].get<std::string>(), std::to_string(row["length"].get<int64_t>())};
+  Cells result = cells_of(first, kMixerColumns, row);
+  if (row.contains("note")) result.push_back(row["note"].get<std::string>());
+  return result;
 }
 
 /// Throws what the plan's mixers throw when they are made.
@@ -67,22 +65,37 @@ void check_plan(const std::string& plan, int64_t D) {
 void print_kernels(const Json& rows) {
   std::string last;
   for (const Json& row : rows) {
-    const std::string line = row["mixer"].get<std::string>() + ": " + row.value("kernels", "");
-    if (!row.value("kernels", "").empty() && line != last) std::cout << line << "\n";
+    if (!row.contains("kernels")) continue;
+    const std::string ran = row["kernels"].get<std::string>();
+    const std::string line = row["mixer"].get<std::string>() + ": " + (ran.empty() ? "asks for no kernel" : ran);
+    if (line != last) std::cout << line << "\n";
     last = line;
   }
 }
 
+/// Why passes were left out, which the length before tells would take so many seconds each.
+std::string left_out(bool prefill, double prefill_seconds, bool train, double train_seconds, double per_budget) {
+  std::string what;
+  if (!prefill) what = text("reading (over ", std::lround(prefill_seconds), " s a pass) and ");
+  if (!prefill && train) what.resize(what.size() - 5);
+  if (!train) what += text("training (over ", std::lround(train_seconds), " s a pass)");
+  const double most = std::max(prefill ? 0 : prefill_seconds, train ? 0 : train_seconds);
+  return text("left out: ", what, "; --seconds ", std::ceil(most / per_budget), " admits them all");
+}
+
 /// One plan at every length. A pass that the length before tells would take over five budgets is left out.
-void measure_plan(const std::string& plan, const Options& options, Json& rows) {
+void measure_plan(const std::string& plan, const Options& options, const std::function<void(Json)>& add,
+                  const std::function<void(int64_t T)>& begin) {
+  constexpr double kBudgets = 5;
   MixerCell cell{.layers = parse_plan(plan), .B = options.B, .D = options.D, .budget = options.budget};
   double train_per_token = 0, prefill_per_token = 0;
   for (const int64_t T : options.lengths) {
-    const auto tokens = static_cast<double>(options.B * T), most = 5 * options.budget;
+    begin(T);
+    const auto tokens = static_cast<double>(options.B * T), most = kBudgets * options.budget;
     cell.T = T;
     cell.prefill = prefill_per_token * tokens <= most;
     cell.train = train_per_token * tokens <= most;
-    const Json found = in_child([&] { return measure(cell); });
+    const Json found = cell.prefill || cell.train ? in_child([&] { return measure(cell); }) : Json::object();
     Json row = {{"mixer", plan}, {"length", T}};
     const auto per_second = [&](const char* key, const char* name, double count) {
       if (found.contains(key)) row[name] = count / found[key].get<double>();
@@ -102,77 +115,38 @@ void measure_plan(const std::string& plan, const Options& options, Json& rows) {
     if (found.contains("kernels")) row["kernels"] = found["kernels"];
     if (found.contains("note")) {
       row["note"] = found["note"];
-    } else if (!cell.train) {
-      row["note"] = text("training left out: over ", std::lround(train_per_token * tokens), " s a pass; --seconds ",
-                         std::ceil(train_per_token * tokens / 5), " admits it");
+    } else if (!cell.train || !cell.prefill) {
+      row["note"] = left_out(cell.prefill, prefill_per_token * tokens, cell.train, train_per_token * tokens, kBudgets);
     }
-    if (!options.json) print_row(row, name_width(options.plans));
-    rows.push_back(std::move(row));
+    add(std::move(row));
   }
 }
 
-int run_model(const std::vector<std::string>& args) {
-  CLI::App app("seconds of a whole training step: forward, backward, clip, AdamW", "bench model");
-  LanguageModelConfig model;
-  TrainConfig train;
-  std::string layers = "ttt_linear*4";
-  int64_t steps = 5;
-  bool json = false;
-  app.add_option("--layers", layers, "mixers, as in lineal train")->capture_default_str();
-  app.add_option("--steps", steps, "timed steps")->check(CLI::Range(1, 1 << 20))->capture_default_str();
-  app.add_flag("--json", json, "for scripts");
-  add_compute(app);
-  add_fields(app, model, "bench model", {"objective"});
-  const std::vector<std::string> of_a_run = {"steps",      "schedule",     "warmup",    "decay",      "lr",
-                                             "min_lr",     "validation",   "log_every", "eval_every", "save_every",
-                                             "keep",       "eval_batches", "test",      "pack",       "mask_fraction",
-                                             "mask_share", "random_share"};
-  add_fields(app, train, "bench model", of_a_run);
-  if (!parse(app, args)) return 0;
-  model.layers = parse_plan(layers);
-  model.validate("bench model");
-  train.steps = steps + 1;
-  train.validate("bench model");
-  const Json result = in_child([&] { return measure_training(model, train, steps); });
-  if (result.contains("note")) fail("bench model: ", result["note"].get<std::string>());
-  if (json) {
-    std::cout << result.dump() << "\n";
-    return 0;
+/// The part of that name. Null for what is a mixer; throws for what is neither and is most like a part's name.
+const CommandSpec* find_part(const std::string& name) {
+  std::vector<std::string> known = names<MixerSpec>();
+  if (std::find(known.begin(), known.end(), name) != known.end()) return nullptr;
+  const std::string prefix = "bench ";
+  for (const CommandSpec* part : parts()) {
+    if (prefix + name == part->name) return part;
+    known.push_back(part->name.substr(prefix.size()));
   }
-  const auto median_of = [&](const char* key) {
-    auto seconds = result[key].get<std::vector<double>>();
-    std::sort(seconds.begin(), seconds.end());
-    return seconds[seconds.size() / 2];
-  };
-  const double median = median_of("seconds");
-  std::cout << result["parameters"] << " parameters, batch " << train.batch_size << " x context " << train.context
-            << ", " << at::get_num_threads() << " threads: " << std::setprecision(4) << median
-            << " s a step (median of " << steps << "), " << std::lround(result["tokens"].get<double>() / median)
-            << " tokens/s, peak " << std::lround(result["peak_bytes"].get<double>() / kMiB) << " MiB\n"
-            << "forward alone: " << median_of("seconds_forward") << " s\n";
-  if (const auto ran = result["kernels"].get<std::string>(); !ran.empty()) std::cout << "kernels: " << ran << "\n";
-  return 0;
+  const std::string near = nearest(name, known);
+  for (const CommandSpec* part : parts()) {
+    if (prefix + near == part->name) fail_unknown("bench", "mixer or part", name, known);
+  }
+  return nullptr;
 }
 
 int run_bench(const std::vector<std::string>& args) {
-  if (!args.empty()) {
-    const std::vector<std::string> rest(args.begin() + 1, args.end());
-    if (args[0] == "model") return run_model(rest);
-    if (args[0] == "decode") return run_bench_decode(rest);
-    if (args[0] == "op") return run_bench_operations(rest);
-    if (args[0] == "machine") return run_bench_machine(rest);
-    if (args[0] == "approximation") return run_bench_approximation(rest);
-    if (args[0] == "propagation") return run_bench_propagation(rest);
+  if (const CommandSpec* part = args.empty() ? nullptr : find_part(args[0])) {
+    return run(*part, {args.begin() + 1, args.end()});
   }
-  CLI::App app(
-      "tokens per second, memory and state of mixers against length; every cell in a process of its own. "
-      "Also, each with its own --help: lineal bench model, the training step of a whole model; lineal bench "
-      "decode, its decoding step for many sessions at once; lineal bench op, fused operations by themselves; lineal "
-      "bench machine, what this machine can do at most; lineal bench approximation, the error of random features; "
-      "lineal bench propagation, that of a converted model's blocks",
-      "bench");
+  CLI::App app("tokens per second, memory and state of mixers against length; every cell in a process of its own",
+               "bench");
   Options options;
-  app.add_option("mixer", options.plans, "mixers, or plans such as 'ttt_linear(mini_batch_size=32)*3'; default: all");
+  app.add_option("mixer", options.plans,
+                 "mixers, or plans such as 'ttt_linear(mini_batch_size=32)*3'; default: all, a quarter of an hour");
   app.add_option("--lengths", options.lengths, "tokens of a sequence")
       ->delimiter(',')
       ->check(CLI::Range(1, 1 << 24))
@@ -184,18 +158,37 @@ int run_bench(const std::vector<std::string>& args) {
       ->capture_default_str();
   app.add_flag("--json", options.json, "for scripts");
   add_compute(app);
+  std::string more = "Also, each with its own --help:\n";
+  size_t longest = 0;
+  for (const CommandSpec* part : parts()) longest = std::max(longest, part->name.size());
+  for (const CommandSpec* part : parts()) {
+    more += "  lineal " + part->name + std::string(longest + 2 - part->name.size(), ' ') + part->help + "\n";
+  }
+  app.footer(more);
   if (!parse(app, args)) return 0;
   if (options.plans.empty()) options.plans = names<MixerSpec>();
   for (const auto& plan : options.plans) check_plan(plan, options.D);
 
+  const Columns columns = columns_for(options);
   if (!options.json) {
-    std::cout << "width " << options.D << ", batch " << options.B << ", " << at::get_num_threads()
-              << " threads, float32; medians; memory: peak of each cell's own process over its start\n"
-              << std::left << std::setw(name_width(options.plans)) << "mixer"
-              << " length train tok/s prefill tok/s  decode t/s  train MiB  prefill MiB   state KiB\n";
+    std::cout << "width " << options.D << ", batch " << options.B << ", " << counted(at::get_num_threads(), "thread")
+              << ", float32; medians; memory: peak of each cell's own process over its start\n"
+              << columns.titles() << std::flush;
   }
+  ProgressBar bar;
   Json rows = Json::array();
-  for (const auto& plan : options.plans) measure_plan(plan, options, rows);
+  const auto total = static_cast<double>(options.plans.size() * options.lengths.size());
+  for (const auto& plan : options.plans) {
+    const auto begin = [&](int64_t T) {
+      bar.draw(static_cast<double>(rows.size()), total, text(plan, ", ", counted(T, "token")));
+    };
+    const auto add = [&](Json row) {
+      bar.clear();
+      if (!options.json) std::cout << columns.line(cells(row)) << std::flush;
+      rows.push_back(std::move(row));
+    };
+    measure_plan(plan, options, add, begin);
+  }
   if (!options.json) print_kernels(rows);
   if (options.json) std::cout << rows.dump() << "\n";
   return 0;

@@ -1,5 +1,3 @@
-#include "commands/bench_approximation.h"
-
 #include <ATen/ATen.h>
 
 #include <cmath>
@@ -7,7 +5,7 @@
 #include <iostream>
 
 #include "bench/approximation.h"
-#include "commands/command.h"
+#include "commands/bench.h"
 #include "commands/same_tokenizer.h"
 #include "core/error.h"
 #include "data/read_tokens.h"
@@ -75,8 +73,6 @@ FirstTokens first_tokens(const std::vector<std::string>& files, const Tokenizer&
   }
   return {at::tensor(tokens).slice(0, 0, count).unsqueeze(0), {starts}};
 }
-
-}  // namespace
 
 int run_bench_approximation(const std::vector<std::string>& args) {
   CLI::App app(
@@ -160,5 +156,20 @@ int run_bench_propagation(const std::vector<std::string>& args) {
   }
   return 0;
 }
+
+}  // namespace
+
+const CommandSpec bench_approximation_spec = {
+    .name = "bench approximation",
+    .help = "the error of random features",
+    .run = run_bench_approximation,
+    .less_memory = "a shorter --length, fewer --num-features",
+};
+const CommandSpec bench_propagation_spec = {
+    .name = "bench propagation",
+    .help = "the error of a converted model's blocks",
+    .run = run_bench_propagation,
+    .less_memory = "a shorter --context",
+};
 
 }  // namespace lineal

@@ -1,6 +1,7 @@
 // lineal bench as a user runs it, at small sizes.
 #include <gtest/gtest.h>
 
+#include <map>
 #include <sstream>
 
 #include "core/config.h"
@@ -48,8 +49,9 @@ TEST_F(BenchCommand, MeasuresMixersAtEveryLength) {
 TEST_F(BenchCommand, PrintsARowPerLength) {
   const ProgramResult result = small({"identity", "--lengths", "8,32"});
   ASSERT_EQ(result.code, 0) << result.err;
-  EXPECT_EQ(std::count(result.out.begin(), result.out.end(), '\n'), 4) << result.out;
-  EXPECT_NE(result.out.find("width 24, batch 1, 1 threads"), std::string::npos) << result.out;
+  EXPECT_EQ(std::count(result.out.begin(), result.out.end(), '\n'), 5) << result.out;
+  EXPECT_TRUE(result.out.ends_with("\nidentity: asks for no kernel\n")) << result.out;
+  EXPECT_NE(result.out.find("width 24, batch 1, 1 thread,"), std::string::npos) << result.out;
   EXPECT_EQ(result.out.find(" - "), std::string::npos) << result.out;
 }
 
@@ -61,12 +63,32 @@ TEST_F(BenchCommand, ColumnsStandBelowTheirTitlesBesideLongNames) {
   std::string line, titles;
   std::getline(lines, line);
   std::getline(lines, titles);
-  const size_t end = titles.find(" length") + 7;
-  ASSERT_EQ(end, name.size() + 2 + 7) << result.out;
+  const size_t end = titles.find("length") + 6;
+  ASSERT_EQ(end, name.size() + 2 + 6) << result.out;
   for (const std::string& mixer : {std::string("identity"), name}) {
     std::getline(lines, line);
     EXPECT_EQ(line.find(mixer), 0u) << result.out;
     EXPECT_EQ(line.find(" 8 ", mixer.size()), end - 2) << result.out;
+  }
+}
+
+TEST_F(BenchCommand, SaysWhatItLeavesOut) {
+  const ProgramResult result =
+      bench({"s4(state_size=64)", "--lengths", "8,16777216", "--seconds", "0.01", "--hidden-size", "16"});
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_NE(result.out.find("  left out: reading (over "), std::string::npos) << result.out;
+  EXPECT_NE(result.out.find(" s a pass) and training (over "), std::string::npos) << result.out;
+}
+
+TEST_F(BenchCommand, ShowsOnATerminalWhatRuns) {
+  for (const Names& args : {Names{"identity", "--lengths", "8"}, Names{"machine"},
+                            Names{"decode", "--layers", "identity", "--sessions", "1"}}) {
+    Names all = args;
+    all.insert(all.begin(), "bench"), all.insert(all.end(), {"--seconds", "0.01", "-t", "1"});
+    const ProgramResult result = run_program(all, folder.path(), {.terminal = true});
+    ASSERT_EQ(result.code, 0) << result.err;
+    EXPECT_NE(result.err.find("] "), std::string::npos) << args[0] << ": " << result.err;
+    EXPECT_TRUE(result.err.ends_with("\033[K")) << args[0] << ": " << result.err;
   }
 }
 
@@ -90,7 +112,8 @@ TEST_F(BenchCommand, MeasuresOperationsBesideTheMachine) {
                 "40", "--batch-size",     "2",          "--seconds", "0.01"};
   const ProgramResult plain = bench(args);
   ASSERT_EQ(plain.code, 0) << plain.err;
-  EXPECT_EQ(plain.out.find("B 2 H 3 K 8 T 40"), 0u) << plain.out;
+  EXPECT_EQ(plain.out.find("B 2 H 3 K 8 T 40 C 16, float32;"), 0u) << plain.out;
+  EXPECT_NE(plain.out.find("\n1 thread, instructions "), std::string::npos) << plain.out;
   EXPECT_NE(plain.out.find("\nkernels: linear_attention fused on "), std::string::npos) << plain.out;
   args.push_back("--json");
   const Json result = Json::parse(bench(args).out);
@@ -118,13 +141,61 @@ TEST_F(BenchCommand, MeasuresOperationsBesideTheMachine) {
   }
 }
 
+TEST_F(BenchCommand, MeasuresEveryOperationInBothTypes) {
+  Names args = {"op",         "--heads",           "2",     "--head-size",  "4",         "--length",
+                "20",         "--mini-batch-size", "5",     "--vocab-size", "30",        "--sessions",
+                "3",          "--seconds",         "0.001", "--json",       "--kernels", "fused",
+                "--precision"};
+  for (const bool narrow : {false, true}) {
+    args.push_back(narrow ? "bfloat16" : "float32");
+    const ProgramResult ran = bench(args);
+    ASSERT_EQ(ran.code, 0) << ran.err;
+    const Json result = Json::parse(ran.out);
+    EXPECT_EQ(result["sizes"]["mini_batch_size"], 5);
+    std::map<std::string, Json> rows;
+    for (const Json& row : result["operations"]) rows[row["operation"].get<std::string>()] = row;
+    EXPECT_EQ(rows.size(), narrow ? 28u : 39u) << result["operations"];
+    for (const char* name : {"feature_attention", "nearest_code", "vq_attention", "wkv"}) {
+      EXPECT_EQ(rows.contains(name), !narrow) << name;
+    }
+    const auto per_token = [&](const char* name, const char* key) {
+      return rows.at(name)[key].get<double>() * rows.at(name)["us_per_token"].get<double>() * 1e3;
+    };
+    const double size = narrow ? 2 : 4;
+    // Inputs and outputs of 8 channels; C is in the triangles of q k^T and its product.
+    EXPECT_NEAR(per_token("swiglu", "gbytes"), 3 * 8 * size, 1e-9);
+    EXPECT_NEAR(per_token("swiglu both", "gbytes"), (3 * 2 + 2) * 8 * size, 1e-9);
+    EXPECT_NEAR(per_token("add_rms_norm", "gbytes"), 8 * (2 * size + 2 * 4), 1e-9);
+    EXPECT_NEAR(per_token("token_loss", "gflops"), 2 * 30 * 8, 1e-9);
+    EXPECT_NEAR(per_token("ttt_linear", "gflops"), 2 * (6 * 16 + 2 * 6 * 4), 1e-9);
+    EXPECT_NEAR(per_token("ttt_linear", "gbytes"), 2 * (4 * 4 * size + 4), 1e-9);
+    EXPECT_NEAR(per_token("short_conv step", "gbytes"), 8 * (2 * size + 6 * 4), 1e-9);
+    args.pop_back();
+  }
+  EXPECT_TRUE(refused(bench({"op", "wkv", "--precision", "bfloat16"}), {"bench op: wkv: float32 only"}));
+  EXPECT_TRUE(refused(bench({"op", "rope", "--head-size", "5"}), {"bench op: rope: an even --head-size only"}));
+  const ProgramResult plain = bench({"op", "--head-size", "5", "--heads", "2", "--length", "6", "--seconds", "0.001"});
+  EXPECT_NE(plain.out.find("\nleft out: rope (an even --head-size only)\n"), std::string::npos) << plain.out;
+}
+
+TEST_F(BenchCommand, OperationsThatCannotFitAreRefusedAtOnce) {
+  EXPECT_TRUE(refused(bench({"op", "swiglu", "--length", "16777216", "--batch-size", "16777216"}),
+                      {"bench op: these sizes need more than ", " MiB are free; ", "--batch-size"}));
+  const ProgramResult result = run_program({"bench", "op", "swiglu", "--length", "200000", "-t", "1"}, folder.path(),
+                                           {.most_memory = start_memory() + (int64_t{1} << 28)});
+  EXPECT_TRUE(refused(result, {"bench op: out of memory, allocating ", "needs less: a shorter --length"}));
+}
+
 TEST_F(BenchCommand, OperationsRunOnTheirReferencesWhenAsked) {
   const ProgramResult result = bench({"op", "--kernels", "reference", "--heads", "2", "--head-size", "4", "--length",
                                       "20", "--seconds", "0.001", "--json"});
   ASSERT_EQ(result.code, 0) << result.err;
   const Json found = Json::parse(result.out);
   EXPECT_EQ(found["kernels"].get<std::string>().find("fused"), std::string::npos) << found["kernels"];
-  EXPECT_NE(found["kernels"].get<std::string>().find("ttt_linear reference"), std::string::npos) << found["kernels"];
+  const std::string ran = found["kernels"].get<std::string>();
+  for (const char* name : {"ttt_linear", "wkv", "short_conv", "rope", "rms_norm", "swiglu", "token_loss"}) {
+    EXPECT_NE(ran.find(name + std::string(" reference")), std::string::npos) << name << ": " << ran;
+  }
 }
 
 TEST_F(BenchCommand, InstructionSetsHaveTheNamesEveryoneUses) {
@@ -132,8 +203,10 @@ TEST_F(BenchCommand, InstructionSetsHaveTheNamesEveryoneUses) {
   ::setenv("LINEAL_CPU", "avx51", 1);
 #ifdef __x86_64__
   EXPECT_TRUE(refused(small(cell), {"LINEAL_CPU: unknown instruction set 'avx51'", "did you mean 'avx512'?", "sse4"}));
-  ::setenv("LINEAL_CPU", "avx512", 1);
-  EXPECT_EQ(small(cell).code, 0);
+  for (const char* name : {"avx512", "AVX-512"}) {
+    ::setenv("LINEAL_CPU", name, 1);
+    EXPECT_EQ(small(cell).code, 0) << name;
+  }
 #else
   EXPECT_TRUE(refused(small(cell), {"LINEAL_CPU: unknown instruction set 'avx51'"}));
 #endif
@@ -149,6 +222,8 @@ TEST_F(BenchCommand, MistakesEndInOneLine) {
   EXPECT_TRUE(refused(bench({"machine", "5"}), {"bench machine: unexpected argument '5'"}));
   EXPECT_TRUE(refused(bench({"attention", "--hidden-size", "30"}),
                       {"attention: num_attention_heads is 4", "divisor of hidden_size 30"}));
+  EXPECT_TRUE(refused(bench({"op", "--head-size", "abc"}), {"bench op: --head-size is abc, expected 1 to 16777216"}));
+  EXPECT_TRUE(refused(bench({"ops"}), {"bench: unknown mixer or part 'ops'", "did you mean 'op'"}));
   EXPECT_TRUE(refused(bench({"atention"}), {"unknown mixer 'atention'", "did you mean 'attention'"}));
   EXPECT_TRUE(refused(bench({"attention", "--batch", "3"}), {"unknown flag '--batch'"}));
   EXPECT_TRUE(refused(bench({"model", "--layers", "attention", "--hidden-size", "30"}),
@@ -170,7 +245,7 @@ TEST_F(BenchCommand, MeasuresAModelsStep) {
                 "3",     "--context", "17",         "--steps",       "4"};
   const ProgramResult plain = bench(args);
   ASSERT_EQ(plain.code, 0) << plain.err;
-  EXPECT_NE(plain.out.find("batch 3 x context 17, 1 threads"), std::string::npos) << plain.out;
+  EXPECT_NE(plain.out.find("batch 3 x context 17, 1 thread, float32"), std::string::npos) << plain.out;
   EXPECT_NE(plain.out.find("forward alone: "), std::string::npos) << plain.out;
   args.push_back("--json");
   const Json result = Json::parse(bench(args).out);
@@ -242,7 +317,7 @@ TEST_F(BenchCommand, MeasuresDecodingManySessions) {
                 "1,5",           "--seconds", "0.05"};
   const ProgramResult plain = bench(args);
   ASSERT_EQ(plain.code, 0) << plain.err;
-  EXPECT_NE(plain.out.find("delta_net(num_attention_heads=3)*2, width 24, 1 threads"), std::string::npos) << plain.out;
+  EXPECT_NE(plain.out.find("delta_net(num_attention_heads=3)*2, width 24, 1 thread, "), std::string::npos) << plain.out;
   args.push_back("--json");
   const Json result = Json::parse(bench(args).out);
   EXPECT_NE(result["kernels"].get<std::string>().find("delta_rule fused on "), std::string::npos) << result["kernels"];

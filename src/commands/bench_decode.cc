@@ -1,14 +1,13 @@
-#include "commands/bench_decode.h"
-
 #include <ATen/Parallel.h>
 
-#include <iomanip>
 #include <iostream>
 
 #include "bench/cell.h"
 #include "bench/decode.h"
 #include "bench/machine.h"
-#include "commands/command.h"
+#include "commands/bench.h"
+#include "commands/columns.h"
+#include "commands/progress.h"
 #include "core/error.h"
 
 namespace lineal {
@@ -28,24 +27,12 @@ Json row(const Json& found, int64_t sessions, double copy) {
           {"of_copy", traffic / copy}};
 }
 
-void print_decoding(const Json& row) {
-  const auto number = [&](const char* key, int width, int precision, double scale = 1) {
-    std::cout << std::setw(width) << std::setprecision(precision) << scale * row[key].get<double>();
-  };
-  std::cout << std::fixed;
-  number("sessions", 8, 0);
-  number("tokens_per_s", 11, 0);
-  number("us_per_step", 11, 1);
-  number("in_products", 12, 1, 100);
-  number("in_kernels", 12, 1, 100);
-  number("outside", 11, 1, 100);
-  number("state_bytes", 12, 2, 1.0 / (1 << 20));
-  number("state_gbytes", 12, 2);
-  number("of_copy", 11, 1, 100);
-  std::cout << std::endl;
-}
-
-}  // namespace
+constexpr NumberColumn kDecodeColumns[] = {
+    {"tokens/s", "tokens_per_s", "%.0f"},       {"us/step", "us_per_step", "%.1f"},
+    {"% products", "in_products", "%.1f", 100}, {"% kernels", "in_kernels", "%.1f", 100},
+    {"% outside", "outside", "%.1f", 100},      {"state MiB", "state_bytes", "%.2f", 1.0 / (1 << 20)},
+    {"state GB/s", "state_gbytes", "%.2f"},     {"% of copy", "of_copy", "%.1f", 100},
+};
 
 int run_bench_decode(const std::vector<std::string>& args) {
   CLI::App app(
@@ -72,23 +59,32 @@ int run_bench_decode(const std::vector<std::string>& args) {
   model.layers = parse_plan(layers);
   model.validate("bench decode");
 
+  const Columns columns(titles_of({"sessions"}, kDecodeColumns));
+  ProgressBar bar;
+  const auto begin = [&](size_t done, const std::string& what) {
+    bar.draw(static_cast<double>(done), static_cast<double>(sessions.size()) + 1, what);
+  };
+  begin(0, "this machine");
   const double copy =
       in_child([&] { return Json(machine(repeat(machine_computations(), seconds)).copy); }).get<double>();
   Json rows = Json::array();
   std::string ran;
   for (const int64_t n : sessions) {
+    begin(rows.size() + 1, counted(n, "session"));
     const Json found = in_child([&] { return measure_decoding(model, n, seconds); });
-    if (found.contains("note")) fail("bench decode: ", found["note"].get<std::string>());
+    bar.clear();
+    if (found.contains("note")) {
+      fail("bench decode: ", found["note"].get<std::string>(), "; needs less: ", bench_decode_spec.less_memory);
+    }
     if (rows.empty() && !json) {
       std::cout << found["parameters"] << " parameters, " << layers << ", width " << model.hidden_size << ", "
-                << at::get_num_threads() << " threads, float32; copy " << std::fixed << std::setprecision(1)
-                << copy / 1e9 << " GB/s; medians\n"
-                << "sessions   tokens/s    us/step  % products   % kernels  % outside   state MiB  state GB/s  % of "
-                   "copy\n";
+                << counted(at::get_num_threads(), "thread") << ", float32; copy " << formatted("%.1f", copy / 1e9)
+                << " GB/s; medians\n"
+                << columns.titles();
     }
     rows.push_back(row(found, n, copy));
     ran = found["ran"].get<std::string>();
-    if (!json) print_decoding(rows.back());
+    if (!json) std::cout << columns.line(cells_of({std::to_string(n)}, kDecodeColumns, rows.back())) << std::flush;
   }
   if (json) {
     std::cout << Json{{"copy_gbytes", copy / 1e9}, {"kernels", ran}, {"rows", rows}}.dump() << "\n";
@@ -97,5 +93,12 @@ int run_bench_decode(const std::vector<std::string>& args) {
   }
   return 0;
 }
+
+}  // namespace
+
+const CommandSpec bench_decode_spec = {.name = "bench decode",
+                                       .help = "the decoding step of a whole model for many sessions at once",
+                                       .run = run_bench_decode,
+                                       .less_memory = "fewer --sessions or a smaller model"};
 
 }  // namespace lineal

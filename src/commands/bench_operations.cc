@@ -1,24 +1,36 @@
-#include "commands/bench_operations.h"
-
 #include <ATen/Parallel.h>
 
-#include <iomanip>
+#include <cmath>
 #include <iostream>
 
 #include "bench/machine.h"
 #include "bench/operations.h"
-#include "commands/command.h"
+#include "commands/bench.h"
+#include "commands/columns.h"
+#include "commands/progress.h"
+#include "core/error.h"
 #include "kernels/kernels.h"
 
 namespace lineal {
 namespace {
 
-void print(const Machine& machine) {
-  std::cout << std::fixed << std::setprecision(0) << at::get_num_threads() << " threads, instructions "
-            << kernels::cpu_instructions() << ": sgemm " << machine.sgemm / 1e9 << " GF/s, bfloat16 gemm "
-            << machine.bf16_gemm / 1e9 << ", tile products in L1 " << machine.tiles / 1e9 << ", copy "
-            << std::setprecision(1) << machine.copy / 1e9 << " GB/s\n";
+std::string in_words(const Machine& machine) {
+  return text(counted(at::get_num_threads(), "thread"), ", instructions ", kernels::cpu_instructions(), ": sgemm ",
+              std::lround(machine.sgemm / 1e9), " GF/s, bfloat16 gemm ", std::lround(machine.bf16_gemm / 1e9),
+              ", tile products in L1 ", std::lround(machine.tiles / 1e9), ", copy ",
+              formatted("%.1f", machine.copy / 1e9), " GB/s");
 }
+
+constexpr NumberColumn kOperationColumns[] = {
+    {"us/token", "us_per_token", "%.3f"},
+    {"least", "us_per_token_least", "%.3f"},
+    {"most", "us_per_token_most", "%.3f"},
+    {"GF/s", "gflops", "%.1f"},
+    {"% of sgemm", "of_sgemm", "%.0f", 100},
+    {"% of tiles", "of_tiles", "%.0f", 100},
+    {"GB/s", "gbytes", "%.2f"},
+    {"% of copy", "of_copy", "%.0f", 100},
+};
 
 Json row(const OperationPass& pass, const RunTime& time, const Machine& machine) {
   const auto tokens = static_cast<double>(pass.tokens);
@@ -34,20 +46,14 @@ Json row(const OperationPass& pass, const RunTime& time, const Machine& machine)
           {"of_copy", bytes / machine.copy}};
 }
 
-void print_operation(const Json& row) {
-  const auto number = [&](const char* key, int width, int precision, double scale = 1) {
-    std::cout << std::setw(width) << std::setprecision(precision) << scale * row[key].get<double>();
-  };
-  std::cout << std::left << std::setw(24) << row["operation"].get<std::string>() << std::right << std::fixed;
-  number("us_per_token", 9, 3);
-  number("us_per_token_least", 9, 3);
-  number("us_per_token_most", 9, 3);
-  number("gflops", 9, 1);
-  number("of_sgemm", 11, 0, 100);
-  number("of_tiles", 11, 0, 100);
-  number("gbytes", 9, 2);
-  number("of_copy", 10, 0, 100);
-  std::cout << "\n";
+void print_operations(const Json& rows) {
+  std::vector<Cells> lines;
+  for (const Json& each : rows) {
+    lines.push_back(cells_of({each["operation"].get<std::string>()}, kOperationColumns, each));
+  }
+  const Columns columns(titles_of({"operation"}, kOperationColumns), lines);
+  std::cout << columns.titles();
+  for (const Cells& line : lines) std::cout << columns.line(line);
 }
 
 void add_seconds(CLI::App& app, double& seconds) {
@@ -56,51 +62,75 @@ void add_seconds(CLI::App& app, double& seconds) {
       ->capture_default_str();
 }
 
-}  // namespace
+std::vector<RunTime> timed(const std::vector<Repeated>& computations, double seconds) {
+  ProgressBar bar;
+  const auto times =
+      repeat(computations, seconds, [&](const std::string& name, double fraction) { bar.draw(fraction, 1, name); });
+  bar.clear();
+  return times;
+}
+
+/// "left out: wkv (float32 only)", or nothing.
+std::string left_out(const OperationSizes& sizes) {
+  std::string result;
+  for (const std::string& name : operation_names()) {
+    const std::string why = operation_refusal(name, sizes);
+    if (!why.empty()) result += text(result.empty() ? "left out: " : ", ", name, " (", why, ")");
+  }
+  return result;
+}
 
 int run_bench_operations(const std::vector<std::string>& args) {
   CLI::App app(
       "time, work and traffic of fused operations, forward, both ways and one step of many sessions in place, beside "
-      "what this machine can do at most. "
-      "Work "
-      "is what the best known algorithm needs",
+      "what this machine can do at most. Work is what the best known algorithm needs. What reads more than it writes "
+      "can exceed 100 % of a copy",
       "bench op");
   std::vector<std::string> names;
   OperationSizes sizes;
+  std::string precision = "float32", known;
   double seconds = 2;
   bool json = false;
   const auto size = [&](const char* flag, int64_t& to, const char* help) {
     app.add_option(flag, to, help)->check(CLI::Range(1, 1 << 24))->capture_default_str();
   };
-  app.add_option("operation", names, "default: all");
+  for (const std::string& name : operation_names()) known += (known.empty() ? "" : ", ") + name;
+  app.add_option("operation", names, "of " + known + "; default: all, a minute or two");
   size("--batch-size", sizes.B, "sequences");
-  size("--heads", sizes.H, "heads; of a scan, channels are heads x head size");
+  size("--heads", sizes.H, "heads; what has none has heads x head size channels");
   size("--head-size", sizes.K, "size of keys and values");
   size("--length", sizes.T, "tokens of a sequence");
+  size("--mini-batch-size", sizes.C, "tokens of an inner batch of ttt_linear and ttt_mlp");
   size("--sessions", sizes.sessions, "sessions that step together, one token each");
+  size("--vocab-size", sizes.vocabulary, "of token_loss");
   size("--window", sizes.window, "tokens that vq_attention sees one by one; of --length: quadratic attention");
-  size("--codes", sizes.codes, "codewords of vq_attention");
+  size("--codes", sizes.codes, "codewords of vq_attention and nearest_code");
   app.add_option("--read", sizes.read,
                  "tokens that vq_attention has read before: the first ones see few, and take less")
       ->check(CLI::Range(0, 1 << 24))
+      ->capture_default_str();
+  app.add_option("--precision", precision, "of queries, keys, values and other rows of tokens; the rest is float32")
+      ->check(CLI::IsMember({"float32", "bfloat16"}))
       ->capture_default_str();
   add_seconds(app, seconds);
   app.add_flag("--json", json, "for scripts");
   add_compute(app);
   if (!parse(app, args)) return 0;
+  sizes.type = precision == "bfloat16" ? c10::kBFloat16 : c10::kFloat;
 
   const auto passes = operation_passes(names, sizes);
   std::vector<Repeated> computations = machine_computations();
   const size_t first = computations.size();
   for (const auto& pass : passes) computations.push_back(pass.call);
-  const std::vector<RunTime> times = repeat(computations, seconds);
+  const std::vector<RunTime> times = timed(computations, seconds);
   const Machine ceilings = machine(times);
   Json rows = Json::array();
   for (size_t i = 0; i < passes.size(); ++i) rows.push_back(row(passes[i], times[first + i], ceilings));
   if (json) {
-    const Json of_sizes = {{"batch_size", sizes.B}, {"heads", sizes.H},           {"head_size", sizes.K},
-                           {"length", sizes.T},     {"sessions", sizes.sessions}, {"window", sizes.window},
-                           {"codes", sizes.codes}};
+    const Json of_sizes = {{"batch_size", sizes.B},      {"heads", sizes.H},           {"head_size", sizes.K},
+                           {"length", sizes.T},          {"sessions", sizes.sessions}, {"window", sizes.window},
+                           {"mini_batch_size", sizes.C}, {"codes", sizes.codes},       {"vocab_size", sizes.vocabulary},
+                           {"read", sizes.read},         {"precision", precision}};
     std::cout << Json{{"machine", to_json(ceilings)},
                       {"sizes", of_sizes},
                       {"kernels", kernels::summary()},
@@ -109,31 +139,45 @@ int run_bench_operations(const std::vector<std::string>& args) {
               << "\n";
     return 0;
   }
-  std::cout
-      << "B " << sizes.B << " H " << sizes.H << " K " << sizes.K << " T " << sizes.T
-      << ", float32; medians; both: forward and backward; step: one token of " << sizes.sessions
-      << " sessions, of so many that no cache holds their states\n"
-      << "operation               us/token    least     most     GF/s  % of sgemm  % of tiles     GB/s % of copy\n";
-  for (const Json& each : rows) print_operation(each);
+  std::cout << "B " << sizes.B << " H " << sizes.H << " K " << sizes.K << " T " << sizes.T << " C " << sizes.C << ", "
+            << precision << "; medians; both: forward and backward; step: one token of "
+            << counted(sizes.sessions, "session") << ", of so many that no cache holds their states\n"
+            << in_words(ceilings) << "\n";
+  print_operations(rows);
+  if (const std::string without = left_out(sizes); names.empty() && !without.empty()) std::cout << without << "\n";
   std::cout << "kernels: " << kernels::summary() << "\n";
   return 0;
 }
 
 int run_bench_machine(const std::vector<std::string>& args) {
-  CLI::App app("what this machine can do at most: products, tile products, copies", "bench machine");
+  CLI::App app(
+      "what this machine can do at most: products, tile products, copies of tensors larger than the caches (bytes read "
+      "and written)",
+      "bench machine");
   double seconds = 2;
   bool json = false;
   add_seconds(app, seconds);
   app.add_flag("--json", json, "for scripts");
   add_compute(app);
   if (!parse(app, args)) return 0;
-  const Machine ceilings = machine(repeat(machine_computations(), seconds));
+  const Machine ceilings = machine(timed(machine_computations(), seconds));
   if (json) {
     std::cout << to_json(ceilings).dump() << "\n";
   } else {
-    print(ceilings);
+    std::cout << in_words(ceilings) << "\n";
   }
   return 0;
 }
+
+}  // namespace
+
+const CommandSpec bench_op_spec = {.name = "bench op",
+                                   .help = "fused operations by themselves",
+                                   .run = run_bench_operations,
+                                   .less_memory = "a shorter --length, or less of --batch-size, --heads or --sessions"};
+const CommandSpec bench_machine_spec = {.name = "bench machine",
+                                        .help = "what this machine can do at most",
+                                        .run = run_bench_machine,
+                                        .less_memory = "less of what else runs on the machine"};
 
 }  // namespace lineal

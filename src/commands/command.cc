@@ -5,6 +5,7 @@
 #include <iostream>
 
 #include "core/error.h"
+#include "core/memory.h"
 #include "kernels/kernels.h"
 
 namespace lineal {
@@ -23,7 +24,36 @@ std::vector<std::string> flags(const CLI::App& app) {
   return result;
 }
 
+/// CLI11's "--steps: Value 0 not in range 1 to 9" as the fields of a Config say it: "--steps is 0, expected 1 to 9".
+std::string in_words(std::string message) {
+  constexpr std::string_view kValue = ": Value ", kRange = " not in range ";
+  const size_t value = message.find(kValue), range = message.rfind(kRange);
+  if (value == std::string::npos || range == std::string::npos || range < value) return message;
+  message.replace(range, kRange.size(), ", expected ");
+  return message.replace(value, kValue.size(), " is ");
+}
+
+/// "train: out of memory, allocating 4096 bytes; needs less: a smaller model".
+std::string out_of_memory(const std::string& message, const CommandSpec& command) {
+  constexpr std::string_view kAsked = "tried to allocate ";
+  std::string line = command.name + ": out of memory";
+  if (const size_t at = message.find(kAsked); at != std::string::npos) {
+    const size_t from = at + kAsked.size(), to = message.find("bytes", from);
+    if (to != std::string::npos) line += ", allocating " + message.substr(from, to - from) + "bytes";
+  }
+  return line + "; needs less: " + command.less_memory;
+}
+
 }  // namespace
+
+int run(const CommandSpec& command, const std::vector<std::string>& args) {
+  try {
+    return command.run(args);
+  } catch (const std::exception& error) {
+    if (!is_out_of_memory(error)) throw;
+    throw Error(out_of_memory(first_line(error.what()), command));
+  }
+}
 
 bool parse(CLI::App& app, const std::vector<std::string>& args) {
   app.allow_extras();
@@ -31,10 +61,10 @@ bool parse(CLI::App& app, const std::vector<std::string>& args) {
   try {
     app.parse(reversed);
   } catch (const CLI::CallForHelp&) {
-    std::cout << app.help();
+    std::cout << app.name("lineal " + app.get_name())->help();
     return false;
   } catch (const CLI::ParseError& error) {
-    fail(app.get_name(), ": ", error.what(), "; see lineal ", app.get_name(), " --help");
+    fail(app.get_name(), ": ", in_words(error.what()), "; see lineal ", app.get_name(), " --help");
   }
   for (const auto& extra : app.remaining()) {
     if (!extra.starts_with("-")) {
@@ -62,8 +92,10 @@ void add_compute(CLI::App& app) {
       ->check(CLI::Range(int64_t{1}, kMostThreads))
       ->default_str(std::to_string(at::get_num_threads()));
   const auto kernels = [](const std::string& name) { kernels::choose(name); };
-  app.add_option_function<std::string>("--kernels", kernels,
-                                       "auto: fused kernels where there are any; reference; fused: or an error")
+  app.add_option_function<std::string>(
+         "--kernels", kernels,
+         "auto: fused kernels where there are any; reference: none; fused: an error where an operation has none "
+         "for its input")
       ->type_name("auto|reference|fused")
       ->default_str("auto");
 }

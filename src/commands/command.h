@@ -9,7 +9,7 @@
 
 namespace lineal {
 
-/// A line of the table. run() parses its arguments (without the command's name) and returns the exit code; a user's
+/// A line of the table. `run` parses its arguments (without the command's name) and returns the exit code; a user's
 /// mistake is thrown as Error.
 struct CommandSpec {
   static constexpr const char* kKind = "command";
@@ -19,6 +19,9 @@ struct CommandSpec {
   /// What takes less memory, for when there was not enough.
   std::string less_memory = "a smaller model";
 };
+
+/// Runs it. When there was not enough memory that is an Error that says what takes less.
+int run(const CommandSpec& command, const std::vector<std::string>& args);
 
 /// Parses `args` into `app`: false after printing --help. A wrong command line is an Error of one line; an unknown flag
 /// suggests the nearest.

@@ -15,7 +15,7 @@
 namespace lineal {
 namespace {
 
-void print(std::string_view piece) {
+void print_text(std::string_view piece) {
   if (!(std::cout << piece << std::flush)) fail("generate: cannot write to standard output");
 }
 
@@ -78,33 +78,34 @@ int run_generate(const std::vector<std::string>& args) {
   }
   session.read(ids);
 
-  if (!json) options.on_text = print;
+  if (!json) options.on_text = print_text;
   if (!save.empty()) {
     options.continued = true;
     options.cancelled = interrupted;
     catch_interrupts("\nsaving; once more to quit at once\n");
   }
   for (int64_t i = 0; i < count; ++i) {
-    if (!json && count > 1) print(text(i > 0 ? "\n" : "", "--- ", i + 1, " of ", count, ", seed ", seed + i, "\n"));
-    if (echo) print(prompt);
+    if (!json && count > 1)
+      print_text(text(i > 0 ? "\n" : "", "--- ", i + 1, " of ", count, ", seed ", seed + i, "\n"));
+    if (echo) print_text(prompt);
     Session own = session.fork(1)[0];
     Sampler sampler(config, static_cast<uint64_t>(seed + i));
     for (const int64_t token : own.recent()) sampler.observe(token);
     const Generation result = generate(own, tokenizer, sampler, options);
     if (json) {
-      print(Json{{"text", result.text},
-                 {"tokens", result.tokens},
-                 {"finish", result.finish},
-                 {"stop", result.stop},
-                 {"seed", seed + i},
-                 {"restored_tokens", restored},
-                 {"read_tokens", session.tokens() - restored}}
-                .dump() +
-            "\n");
+      print_text(Json{{"text", result.text},
+                      {"tokens", result.tokens},
+                      {"finish", result.finish},
+                      {"stop", result.stop},
+                      {"seed", seed + i},
+                      {"restored_tokens", restored},
+                      {"read_tokens", session.tokens() - restored}}
+                     .dump() +
+                 "\n");
     }
     if (!save.empty()) own.save(save);
   }
-  if (!json) print("\n");
+  if (!json) print_text("\n");
   if (!interrupted()) return 0;
   std::cerr << "stopped; go on with: lineal generate -m " << model << " --state " << save << "\n";
   return kInterruptedCode;

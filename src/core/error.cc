@@ -38,6 +38,8 @@ std::string one_line(std::string_view name) {
 
 std::string reason(int error) { return std::generic_category().message(error); }
 
+std::string first_line(const std::string& message) { return message.substr(0, message.find('\n')); }
+
 std::string nearest(std::string_view name, const std::vector<std::string>& candidates) {
   std::string best;
   if (name.size() > kLongestName) return best;

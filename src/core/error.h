@@ -28,6 +28,9 @@ template <class... Parts>
   throw Error(text(parts...));
 }
 
+/// LibTorch appends a stack trace to its messages; a person wants the first line.
+std::string first_line(const std::string& message);
+
 /// What the operating system calls an errno: "No such file or directory".
 std::string reason(int error);
 

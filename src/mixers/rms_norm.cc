@@ -22,8 +22,10 @@ bool is_rounded(const Tensor& x) {
 
 }  // namespace
 
+kernels::NormOutput rms_norm(const kernels::NormInput& in) { return kernels::use(kernels::rms_norm, reference, in); }
+
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps, bool narrow) {
-  return kernels::use(kernels::rms_norm, reference, {x, {}, weight, eps, narrow}).y;
+  return rms_norm({x, {}, weight, eps, narrow}).y;
 }
 
 RmsNorm::RmsNorm(int64_t D, double eps) : eps_(eps) { weight = register_parameter("weight", at::ones({D})); }
@@ -31,7 +33,7 @@ RmsNorm::RmsNorm(int64_t D, double eps) : eps_(eps) { weight = register_paramete
 Tensor RmsNorm::forward(const Tensor& x) const { return rms_norm(x, weight, eps_, is_rounded(x)); }
 
 std::pair<Tensor, Tensor> RmsNorm::add(const Tensor& x, const Tensor& added) const {
-  auto out = kernels::use(kernels::rms_norm, reference, {x, added, weight, eps_, is_rounded(x)});
+  auto out = rms_norm({x, added, weight, eps_, is_rounded(x)});
   return {out.y, out.sum};
 }
 

@@ -2,12 +2,15 @@
 // eq. 4)
 #pragma once
 
+#include "kernels/kernels.h"
 #include "mixers/norm.h"
 
 namespace lineal {
 
 /// x [..., D], weight [D] -> [..., D], in bfloat16 if `narrow`.
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps, bool narrow = false);
+/// `kernels::rms_norm` beside its definition.
+kernels::NormOutput rms_norm(const kernels::NormInput& in);
 
 /// Under bfloat16 autocast the norm is rounded to bfloat16, as it would be on its way into a matrix product.
 class RmsNorm : public Norm {

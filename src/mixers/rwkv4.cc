@@ -7,11 +7,12 @@
 //            p_t = max(p_{t-1} + w, k_t): the sums are a exp(p) and b exp(p), and no exponential is above 1
 //   views    k, v, r each of a mix of their own, mu x_t + (1 - mu) x_{t-1};  u = time_first
 //   cost     O(T A) time, 3 A state and the last token
+#include "mixers/rwkv4.h"
+
 #include <ATen/ATen.h>
 
 #include <cmath>
 
-#include "kernels/wkv.h"
 #include "mixers/derived.h"
 #include "mixers/linear.h"
 #include "mixers/mixer.h"
@@ -96,16 +97,15 @@ class RWKV4 : public Mixer {
     Tensor y;
     {
       const FullPrecision guard(x);
-      const auto out = kernels::use(kernels::wkv, wkv_reference,
-                                    {.k = k.to(type),
-                                     .v = v.to(type),
-                                     .w = decay_(time_decay_, [](const Tensor& decay) { return -decay.exp(); }),
-                                     .u = time_first_,
-                                     .a = state["a"],
-                                     .b = state["b"],
-                                     .p = state["p"],
-                                     .starts = segments.starts,
-                                     .rows = rows});
+      const auto out = wkv({.k = k.to(type),
+                            .v = v.to(type),
+                            .w = decay_(time_decay_, [](const Tensor& decay) { return -decay.exp(); }),
+                            .u = time_first_,
+                            .a = state["a"],
+                            .b = state["b"],
+                            .p = state["p"],
+                            .starts = segments.starts,
+                            .rows = rows});
       state["a"] = out.a, state["b"] = out.b, state["p"] = out.p;
       y = r.sigmoid() * out.y;
     }
@@ -119,6 +119,8 @@ class RWKV4 : public Mixer {
 };
 
 }  // namespace
+
+kernels::WkvOutput wkv(const kernels::WkvInput& in) { return kernels::use(kernels::wkv, wkv_reference, in); }
 
 extern const MixerSpec rwkv4_spec;
 const MixerSpec rwkv4_spec = {

@@ -18,6 +18,13 @@ std::string name_of(int64_t target) {
   return name.starts_with("AVX3") ? "AVX-512" : name;
 }
 
+/// As LINEAL_CPU may have it: "avx512" of "AVX-512".
+std::string plain(std::string name) {
+  std::erase(name, '-');
+  std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return std::tolower(c); });
+  return name;
+}
+
 }  // namespace
 
 void limit_instructions() {
@@ -26,10 +33,8 @@ void limit_instructions() {
   std::vector<std::string> names;
   for (int64_t rest = HWY_TARGETS; rest != 0; rest &= rest - 1) {  // wider ones have lower bits
     const int64_t target = rest & -rest;
-    std::string name = name_of(target);
-    std::erase(name, '-');
-    std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return std::tolower(c); });
-    if (name == given) return hwy::DisableTargets(target - 1);
+    const std::string name = plain(name_of(target));
+    if (name == plain(given)) return hwy::DisableTargets(target - 1);
     if (names.empty() || names.back() != name) names.push_back(name);
   }
   fail_unknown("LINEAL_CPU", "instruction set", given, names);
