@@ -34,6 +34,7 @@ TEST(Repeat, TellsWhatRunsAndHowFarItIs) {
   std::vector<double> fractions;
   repeat({{"one", [] {}}, {"other", [] {}}}, 0.01,
          [&](const std::string& name, double fraction) { names.push_back(name), fractions.push_back(fraction); });
+  ASSERT_FALSE(names.empty());
   EXPECT_EQ(std::set<std::string>(names.begin(), names.end()), (std::set<std::string>{"one", "other"}));
   EXPECT_TRUE(std::is_sorted(fractions.begin(), fractions.end()));
   EXPECT_GE(fractions.front(), 0);
