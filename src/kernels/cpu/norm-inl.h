@@ -47,6 +47,8 @@ struct Norm {
   template <int N, int S>
   struct Row {
     Vec of[N + 1], sum[S + 1];
+
+    HWY_INLINE Row() {}  // the compiler's own would not be of the instruction set
   };
   /// A pass over c rows: f(i, j, row, columns) for the vector at column j of row i, which adds to the row's sums and to
   /// those of the column. The row has N numbers from `of`; means of its S sums go to `to`; T sums of columns are added

@@ -364,7 +364,7 @@ void sum_blocks(const ScanCall& call, const Segment& segment, int64_t b, int64_t
     for (int64_t i = 0; i < c; ++i) {
       Number* token = static_cast<Number*>(to) + ((b * call.T + chunk * kScanChunk + i) * call.G + group) * N;
       for (int64_t n = 0; n < N; n += kLanes) {
-        float part[kLanes];
+        float part[kLanes] = {};
         const int64_t count = std::min(kLanes, N - n);
         for (int64_t l = 0; l < count; ++l) part[l] = sums[(n + l) * c + i];
         store_lanes(load_lanes(part), token + n, count);
