@@ -7,7 +7,7 @@ install(TARGETS lineal_program)
 install(TARGETS lineal EXPORT lineal)
 install(TARGETS lineal_pieces DESTINATION lib)
 install(DIRECTORY src/ DESTINATION include/lineal FILES_MATCHING PATTERN "*.h" PATTERN "precompiled.h" EXCLUDE
-        PATTERN "commands" EXCLUDE PATTERN "testing" EXCLUDE)
+        PATTERN "commands" EXCLUDE PATTERN "testing" EXCLUDE PATTERN "torch_library.h" EXCLUDE)
 install(EXPORT lineal NAMESPACE lineal:: FILE lineal-targets.cmake DESTINATION ${package})
 configure_package_config_file(cmake/lineal-config.cmake.in ${PROJECT_BINARY_DIR}/lineal-config.cmake
                               INSTALL_DESTINATION ${package})
