@@ -47,7 +47,7 @@ def refusals():
     """What the library must refuse, with words from its message."""
     ops = torch.ops.lineal
     q, S = torch.zeros(1, 3, 2, 4), torch.zeros(1, 2, 4, 4)
-    calls = [(lambda: ops.linear_attention(q.double(), q.double(), q.double(), S.double()), "no fused kernel"),
+    calls = [(lambda: ops.linear_attention(q.double(), q.double(), q.double(), S.double()), "expected Float or BFloat16"),
              (lambda: ops.delta_rule(q, q, q, torch.zeros(1, 3), S), "delta_rule: beta is [1, 3]"),
              (lambda: ops.ttt_linear(q, q, q, q[..., 0], q[0, :, 0, 0], [], [], [], torch.zeros(1)), "expected the inner")]
     wrong = []

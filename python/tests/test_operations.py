@@ -11,6 +11,13 @@ import operations
 
 ops = torch.ops.lineal
 
+# Arguments that may be bfloat16, all together.
+NARROW = {"ttt_linear": "q k v", "ttt_mlp": "q k v", "linear_attention": "q k v", "delta_rule": "q k v",
+          "selective_scan": "u delta B C z", "short_conv": "x", "add_rms_norm": "added", "rope": "x",
+          "swiglu": "gate up"}
+ANY = {"feature_attention": "projection", "feature_attention_in_documents": "projection",
+       "token_loss": "hidden head weights"}
+
 
 class Model(nn.Module):
     """A language model of one layer in operations, its loss; tokens and targets [B, T]."""
@@ -103,16 +110,22 @@ class OperationsTest(unittest.TestCase):
         with self.assertRaisesRegex(lineal.Error, "asks for a gradient and has none"):
             operator(*arguments, **keywords)
 
-    def refused(self, name, expected, **changed):
-        """The call of the case with some arguments changed, each by a function, is an Error."""
+    def given(self, name):
+        """The arguments of the case by name."""
         operator, arguments, keywords = operations.of(name)
-        given = {a.name: x for a, x in zip(operator._schema.arguments, arguments)} | keywords
-        given |= {key: change(given[key]) for key, change in changed.items()}
-        positional = [a.name for a in operator._schema.arguments if not a.kwarg_only]
+        return {a.name: x for a, x in zip(operator._schema.arguments, arguments)} | keywords
+
+    def call(self, name, changed):
+        """The operation of the case with some arguments changed, each by a function."""
+        operator, given = getattr(ops, name).default, self.given(name)
+        given |= {key: change(given.get(key)) for key, change in changed.items()}
+        positional = [a.name for a in operator._schema.arguments if not a.kwarg_only and a.name in given]
+        return operator(*[given.pop(key) for key in positional], **given)
+
+    def refused(self, name, expected, **changed):
         with self.subTest(name, expected=expected):
             with self.assertRaisesRegex(lineal.Error, f"^(lineal::)?{name}: .*{expected}"):
-                operator(*[given[key] for key in positional],
-                         **{key: x for key, x in given.items() if key not in positional})
+                self.call(name, changed)
 
     def test_arguments_that_do_not_fit_are_refused(self):
         shorter = lambda x: x.detach()[:-1]
@@ -136,7 +149,10 @@ class OperationsTest(unittest.TestCase):
         self.refused("rope", "place has 9, expected 0 to 8", place=number(9))
         self.refused("rope", "place has -1", place=number(-1))
         self.refused("rope", "even", x=narrower, c=narrower, s=narrower)
-        self.refused("token_loss", "no fused kernel", head=lambda x: x.detach()[:0])
+        self.refused("token_loss", "head is \[0, 6\], expected no size to be 0", head=lambda x: x.detach()[:0])
+        for name in ("rms_norm", "add_rms_norm"):
+            empty = {key: lambda x: x.detach()[:0] for key in self.given(name) if key != "weight"}
+            self.refused(name, "x is \[0, 5, 6\], expected no size to be 0", **empty)
         self.refused("vq_attention", "block 0", block=lambda x: 0)
         self.refused("vq_attention", "distance", r=lambda x: x.detach()[:0])
         self.refused("vq_attention", "position has -1", position=number(-1))
@@ -150,6 +166,47 @@ class OperationsTest(unittest.TestCase):
                      "feature_attention"):
             self.refused(name, "starts is Byte", starts=lambda x: x.byte())
         self.refused("wkv", "one device", v=lambda x: x.to("meta"))
+
+    def test_types(self):
+        def to(dtype):
+            def cast(x):
+                return [cast(y) for y in x] if isinstance(x, list) else x.detach().to(dtype).requires_grad_(x.requires_grad)
+            return cast
+
+        for name in operations.CASES:
+            narrow, anything = NARROW.get(name, "").split(), ANY.get(name, "").split()
+            if narrow:
+                out = torch.utils._pytree.tree_leaves(self.call(name, {key: to(torch.bfloat16) for key in narrow}))
+                with self.subTest(name):
+                    out[0].sum().backward()
+                if len(narrow) > 1:
+                    for key in narrow:
+                        self.refused(name, f"expected \w+ as {narrow[0]} is", **{key: to(torch.bfloat16)})
+            for key, x in self.given(name).items():
+                first = x[0] if isinstance(x, list) else x
+                if not isinstance(first, torch.Tensor) or not first.is_floating_point() or key in anything:
+                    continue
+                also = " or BFloat16" if key in narrow else ""
+                self.refused(name, f"{key} is Double \[[0-9, ]+\] on cpu, expected Float{also} on the CPU",
+                             **{key: to(torch.double)})
+                if not also:
+                    self.refused(name, f"{key} is BFloat16 .*, expected Float on the CPU", **{key: to(torch.bfloat16)})
+            if anything:
+                for dtype in (torch.bfloat16, torch.double):
+                    self.call(name, {key: to(dtype) for key in anything})
+        self.refused("swiglu", "gate is Long .*, expected Float or BFloat16", gate=torch.Tensor.long)
+        self.refused("nearest_code", "no kernel for k Long \[2, 7, 3, 4\] on cpu, codebook", k=torch.Tensor.long)
+
+    def test_without_kernels_that_is_what_it_says(self):
+        try:
+            lineal.kernels("reference")
+            self.refused("rope", "kernels are off.*lineal.kernels\(\"auto\"\)")
+        finally:
+            lineal.kernels("auto")
+
+    def test_an_unknown_map_lists_the_known(self):
+        for name in ("feature_attention", "feature_attention_in_documents"):
+            self.refused(name, "unknown map 'rleu'; did you mean 'relu'.*known: abs, ", map=lambda x: "rleu")
 
     def test_vmap_is_a_loop(self):
         x, y = torch.randn(3, 2, 4), torch.randn(3, 2, 4)

@@ -193,16 +193,20 @@ std::optional<RecurrenceOutput> fused(const char* who, const RecurrenceInput& in
   return RecurrenceOutput{out[0], out[1]};
 }
 
-std::optional<cpu::FeatureCall::Map> feature_map(const std::string& name) {
+const std::map<std::string, cpu::FeatureCall::Map>& maps() {
   using Features = cpu::FeatureCall;
-  static const std::map<std::string, Features::Map> maps = {
+  static const std::map<std::string, Features::Map> all = {
       {"positive", Features::positive}, {"hyperbolic", Features::hyperbolic},
       {"trig", Features::trig},         {"relu", Features::relu},
       {"sigmoid", Features::sigmoid},   {"exp", Features::exp},
       {"abs", Features::abs},           {"cos", Features::cos},
       {"tanh", Features::tanh},         {"identity", Features::identity}};
-  const auto found = maps.find(name);
-  return found == maps.end() ? std::nullopt : std::optional(found->second);
+  return all;
+}
+
+std::optional<cpu::FeatureCall::Map> feature_map(const std::string& name) {
+  const auto found = maps().find(name);
+  return found == maps().end() ? std::nullopt : std::optional(found->second);
 }
 
 /// The call of the input's sizes, which are checked, with its features.
@@ -291,6 +295,12 @@ std::optional<FeatureAttentionOutput> fused_features(const FeatureAttentionInput
 }
 
 }  // namespace
+
+std::vector<std::string> feature_maps() {
+  std::vector<std::string> names;
+  for (const auto& [name, map] : maps()) names.push_back(name);
+  return names;
+}
 
 const Operation<RecurrenceOutput, RecurrenceInput> linear_attention("linear_attention", [](const RecurrenceInput& in) {
   return fused("linear_attention", in);

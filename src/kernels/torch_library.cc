@@ -12,6 +12,7 @@
 #include <type_traits>
 
 #include "core/error.h"
+#include "kernels/kernels.h"
 
 namespace lineal::kernels {
 namespace {
@@ -277,6 +278,44 @@ void backward_meta(const c10::OperatorHandle& op, Stack* stack) {
 }
 
 }  // namespace
+
+void fail_without_kernel(const std::string& name, const std::vector<Tensors>& given) {
+  if (chosen() == Choice::reference) {
+    fail(name, ": kernels are off, and an operation has no other form; lineal.kernels(\"auto\") turns them on");
+  }
+  const auto& arguments = find("lineal::" + name).schema().arguments();
+  const Signature& known = signatures().at("lineal::" + name);
+  std::vector<std::pair<std::string, Tensor>> all;
+  for (size_t i = 0; i < given.size(); ++i) {
+    for (const Tensor& x : given[i]) all.emplace_back(arguments[i].name(), x);
+  }
+  const auto described = [](const Tensor& x) {
+    return text(c10::toString(x.scalar_type()), " ", x.sizes(), " on ", x.device());
+  };
+  if (!known.any_type) {
+    std::optional<std::pair<std::string, Tensor>> first;  // of those that may be narrow
+    for (const auto& [argument, x] : all) {
+      const bool narrow = known.narrow.contains(argument);
+      const auto type = x.scalar_type();
+      if (!x.is_floating_point() && !known.differentiable.contains(argument)) continue;
+      if (!x.is_cpu() || (type != at::kFloat && !(narrow && type == at::kBFloat16))) {
+        fail(name, ": ", argument, " is ", described(x), ", expected Float", narrow ? " or BFloat16" : "",
+             " on the CPU");
+      }
+      if (narrow && !first) first.emplace(argument, x);
+      if (narrow && type != first->second.scalar_type()) {
+        fail(name, ": ", argument, " is ", described(x), ", expected ", c10::toString(first->second.scalar_type()),
+             " as ", first->first, " is");
+      }
+    }
+  }
+  for (const auto& [argument, x] : all) {
+    if (x.numel() == 0) fail(name, ": ", argument, " is ", x.sizes(), ", expected no size to be 0");
+  }
+  std::string everything;
+  for (const auto& [argument, x] : all) everything += text(everything.empty() ? "" : ", ", argument, " ", described(x));
+  fail(name, ": no kernel for ", everything, "; expected Float on the CPU");
+}
 
 Tensor fresh_like(const Tensor& x) { return at::empty_symint(x.sym_sizes(), x.options()); }
 

@@ -3,6 +3,8 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 #include "kernels/kernels.h"
 #include "kernels/torch_library.h"
 #include "kernels/vq_attention.h"
@@ -16,10 +18,13 @@ using Optional = std::optional<Tensor>;
 
 template <class Result, class... Inputs>
 Result run(const Operation<Result, Inputs...>& operation, const std::type_identity_t<Inputs>&... inputs) {
-  const auto none = [&](const Inputs&...) -> Result {
-    fail(operation.name, ": no fused kernel for this device, type and shape");
-  };
-  return use(operation, none, inputs...);
+  if (chosen() != Choice::reference) {
+    if (std::optional<Result> result = operation.fused_form(inputs...)) {
+      ++operation.fused;
+      return *std::move(result);
+    }
+  }
+  throw NoKernel();
 }
 
 Tensor or_none(const Optional& x) { return x.value_or(Tensor()); }
@@ -69,6 +74,8 @@ std::tuple<Tensor, Tensor, Optional> features(const Tensor& q, const Tensor& k, 
                                               const Tensor& projection, const Tensor& S, const Tensor& fresh,
                                               const Optional& peak, const Optional& starts, std::string_view map,
                                               double scale, double epsilon) {
+  const std::vector<std::string> known = feature_maps();
+  if (std::find(known.begin(), known.end(), map) == known.end()) fail_unknown(operation.name, "map", map, known);
   FeatureAttentionOutput out = run(operation, {.q = q,
                                                .k = k,
                                                .v = v,
@@ -178,58 +185,62 @@ TORCH_LIBRARY(lineal, library) {
   const std::string of_ttt =
       "Tensor q, Tensor k, Tensor v, Tensor eta, Tensor scale, Tensor[] initial, Tensor[] W, Tensor[] D, "
       "Tensor position, *, Tensor? gamma=None, Tensor? beta=None, Tensor? starts=None, bool residual=True";
-  const Signature ttt_signature = {{"q", "k", "v", "eta", "scale", "initial", "W", "D", "gamma", "beta"},
-                                   {"q", "W", "D"}};
+  const Signature ttt_signature = {
+      {"q", "k", "v", "eta", "scale", "initial", "W", "D", "gamma", "beta"}, {"q", "W", "D"}, {"q", "k", "v"}};
   const std::string ttt_results = "(Tensor o, Tensor[] W_after, Tensor[] D_after)";
-  add(library, "ttt_linear", of_ttt, ttt_results, ttt<ttt_linear>, ttt_signature);
-  add(library, "ttt_mlp", of_ttt, ttt_results, ttt<ttt_mlp>, ttt_signature);
+  add<ttt<ttt_linear>>(library, "ttt_linear", of_ttt, ttt_results, ttt_signature);
+  add<ttt<ttt_mlp>>(library, "ttt_mlp", of_ttt, ttt_results, ttt_signature);
 
-  add(library, "linear_attention", "Tensor q, Tensor k, Tensor v, Tensor S, *, Tensor? g=None, Tensor? starts=None",
-      "(Tensor o, Tensor S_after)", linear_attention_op, {{"q", "k", "v", "S", "g"}, {"v", "S"}});
-  add(library, "delta_rule",
-      "Tensor q, Tensor k, Tensor v, Tensor beta, Tensor S, *, Tensor? g=None, Tensor? starts=None",
-      "(Tensor o, Tensor S_after)", delta_rule_op, {{"q", "k", "v", "beta", "S", "g"}, {"v", "S"}});
+  add<linear_attention_op>(library, "linear_attention",
+                           "Tensor q, Tensor k, Tensor v, Tensor S, *, Tensor? g=None, Tensor? starts=None",
+                           "(Tensor o, Tensor S_after)", {{"q", "k", "v", "S", "g"}, {"v", "S"}, {"q", "k", "v"}});
+  add<delta_rule_op>(library, "delta_rule",
+                     "Tensor q, Tensor k, Tensor v, Tensor beta, Tensor S, *, Tensor? g=None, Tensor? starts=None",
+                     "(Tensor o, Tensor S_after)", {{"q", "k", "v", "beta", "S", "g"}, {"v", "S"}, {"q", "k", "v"}});
 
   const std::string of_features =
       "Tensor q, Tensor k, Tensor v, Tensor projection, Tensor S, Tensor fresh, *, Tensor? peak=None, "
       "Tensor? starts=None, str map='positive', float scale=1.0, float epsilon=1e-6";
   const Signature features_signature = {{"q", "k", "v", "S", "peak"}, {"v", "S", "peak"}};
   const std::string features_results = "(Tensor o, Tensor S_after, Tensor? peak_after)";
-  add(library, "feature_attention", of_features, features_results, features<feature_attention>, features_signature);
-  add(library, "feature_attention_in_documents", of_features, features_results,
-      features<feature_attention_in_documents>, features_signature);
+  add<features<feature_attention>>(library, "feature_attention", of_features, features_results, features_signature);
+  add<features<feature_attention_in_documents>>(library, "feature_attention_in_documents", of_features,
+                                                features_results, features_signature);
 
-  add(library, "selective_scan",
+  add<selective_scan_op>(
+      library, "selective_scan",
       "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor h, *, Tensor? D=None, Tensor? z=None, "
       "Tensor? bias=None, Tensor? starts=None, bool softplus=False",
-      "(Tensor y, Tensor h_after)", selective_scan_op,
-      {{"u", "delta", "A", "B", "C", "h", "D", "z", "bias"}, {"u", "h"}});
-  add(library, "short_conv",
-      "Tensor x, Tensor weight, Tensor bias, Tensor window, *, Tensor? starts=None, bool silu=False",
-      "(Tensor y, Tensor window_after)", short_conv_op, {{"x", "weight", "bias", "window"}, {"x", "window"}});
+      "(Tensor y, Tensor h_after)",
+      {{"u", "delta", "A", "B", "C", "h", "D", "z", "bias"}, {"u", "h"}, {"u", "delta", "B", "C", "z"}});
+  add<short_conv_op>(library, "short_conv",
+                     "Tensor x, Tensor weight, Tensor bias, Tensor window, *, Tensor? starts=None, bool silu=False",
+                     "(Tensor y, Tensor window_after)", {{"x", "weight", "bias", "window"}, {"x", "window"}, {"x"}});
 
-  add(library, "wkv", "Tensor k, Tensor v, Tensor w, Tensor u, Tensor a, Tensor b, Tensor p, *, Tensor? starts=None",
-      "(Tensor y, Tensor a_after, Tensor b_after, Tensor p_after)", wkv_op,
-      {{"k", "v", "w", "u", "a", "b", "p"}, {"k", "a", "b", "p"}});
-  add(library, "nearest_code", "Tensor k, Tensor codebook", "Tensor", nearest_code_op, {},
-      torch::CppFunction(nearest_code_meta));
-  add(library, "vq_attention",
+  add<wkv_op>(library, "wkv",
+              "Tensor k, Tensor v, Tensor w, Tensor u, Tensor a, Tensor b, Tensor p, *, Tensor? starts=None",
+              "(Tensor y, Tensor a_after, Tensor b_after, Tensor p_after)",
+              {{"k", "v", "w", "u", "a", "b", "p"}, {"k", "a", "b", "p"}});
+  add<nearest_code_op>(library, "nearest_code", "Tensor k, Tensor codebook", "Tensor", {},
+                       torch::CppFunction(nearest_code_meta));
+  add<vq_attention_op>(
+      library, "vq_attention",
       "Tensor q, Tensor p, Tensor k, Tensor v, Tensor code, Tensor codebook, Tensor r, int block, Tensor position, "
       "Tensor past_k, Tensor past_v, Tensor past_code, *, Tensor? count=None, Tensor? mean=None, Tensor? starts=None",
       "(Tensor o, Tensor past_k_after, Tensor past_v_after, Tensor past_code_after, Tensor? count_after, "
       "Tensor? mean_after)",
-      vq_attention_op,
       {{"q", "p", "k", "v", "r", "past_k", "past_v", "mean"}, {"v", "past_k", "past_v", "past_code", "count", "mean"}});
 
-  add(library, "rms_norm", "Tensor x, Tensor weight, float eps=1e-6, bool narrow=False", "Tensor", rms_norm_op,
-      {{"x", "weight"}, {}}, torch::CppFunction(rms_norm_meta));
-  add(library, "add_rms_norm", "Tensor x, Tensor added, Tensor weight, float eps=1e-6, bool narrow=False",
-      "(Tensor y, Tensor sum)", add_rms_norm_op, {{"x", "added", "weight"}, {}}, torch::CppFunction(add_rms_norm_meta));
-  add(library, "rope", "Tensor x, Tensor c, Tensor s, Tensor place, *, bool interleaved=False", "Tensor", rope_op,
-      {{"x"}, {"x"}});
-  add(library, "swiglu", "Tensor gate, Tensor up", "Tensor", swiglu_op, {{"gate", "up"}, {"gate"}});
-  add(library, "token_loss", "Tensor hidden, Tensor head, Tensor targets, Tensor weights", "Tensor", token_loss_op,
-      {{"hidden", "head"}, {}}, torch::CppFunction(token_loss_meta));
+  add<rms_norm_op>(library, "rms_norm", "Tensor x, Tensor weight, float eps=1e-6, bool narrow=False", "Tensor",
+                   {{"x", "weight"}, {}}, torch::CppFunction(rms_norm_meta));
+  add<add_rms_norm_op>(
+      library, "add_rms_norm", "Tensor x, Tensor added, Tensor weight, float eps=1e-6, bool narrow=False",
+      "(Tensor y, Tensor sum)", {{"x", "added", "weight"}, {}, {"added"}}, torch::CppFunction(add_rms_norm_meta));
+  add<rope_op>(library, "rope", "Tensor x, Tensor c, Tensor s, Tensor place, *, bool interleaved=False", "Tensor",
+               {{"x"}, {"x"}, {"x"}});
+  add<swiglu_op>(library, "swiglu", "Tensor gate, Tensor up", "Tensor", {{"gate", "up"}, {"gate"}, {"gate", "up"}});
+  add<token_loss_op>(library, "token_loss", "Tensor hidden, Tensor head, Tensor targets, Tensor weights", "Tensor",
+                     {.differentiable = {"hidden", "head"}, .any_type = true}, torch::CppFunction(token_loss_meta));
 }
 
 }  // namespace
