@@ -54,6 +54,7 @@ class LanguageModel(Module):
 
     def initial_state(self, batch: int = 1) -> State:
         """The state before the first token, for B = batch sequences."""
+        self._check_type("model")
         state = State._of(self._model.initial_state(batch))
         state.model = self
         state._recent = torch.empty(batch, 0, dtype=torch.long)
@@ -67,6 +68,7 @@ class LanguageModel(Module):
         starts: bool [B, T], true at the first token of a document, before which the state restarts.
         """
         tokens = self._tokens(tokens)
+        self._check_type("model")
         before = self._own(state) if state is not None else self.initial_state(len(tokens))
         logits, after = self._model.forward(tokens, before._c, starts)
         self.losses = dict(self._model.take_losses())

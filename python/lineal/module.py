@@ -42,6 +42,16 @@ class Module(Part):
             part = part._modules.setdefault(child, Part())
         return part, leaf
 
+    def _check_type(self, name: str) -> Optional[torch.dtype]:
+        """The type of its parameters, None without any."""
+        dtype = next((parameter.dtype for parameter in self.parameters()), None)
+        if dtype not in (None, torch.float32, torch.float64):
+            raise _C.Error(
+                f"{name}: its parameters are {dtype}, expected torch.float32 or torch.float64; "
+                "under torch.autocast float32 parameters compute in torch.bfloat16"
+            )
+        return dtype
+
     def train(self, mode: bool = True) -> Module:
         super().train(mode)
         self._c.train(mode)
@@ -74,6 +84,7 @@ class Mixer(Module):
 
     def initial_state(self, batch: int = 1) -> State:
         """The state before the first token, for B = batch sequences."""
+        self._check_type(self.name)
         return State._of(self._c.initial_state(batch))
 
     def forward(
@@ -93,7 +104,7 @@ class Mixer(Module):
     def _check(self, x: Tensor, state: Optional[State]) -> None:
         if state is not None and not isinstance(state, State):
             raise _C.Error(f"state: it is {type(state).__name__}, expected a lineal.State")
-        dtype = next((parameter.dtype for parameter in self.parameters()), x.dtype)
+        dtype = self._check_type(self.name) or x.dtype
         if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
             raise _C.Error(f"x: it is {x.dtype}, expected {dtype} as the parameters of {self.name} are")
 

@@ -175,7 +175,13 @@ class MixerTest(unittest.TestCase):
             ("x: it is torch.float16, expected torch.float32 as the parameters", lambda: made(torch.ones(1, 2, 8).half())),
             ("state: it is dict, expected a lineal.State", lambda: made(torch.ones(1, 2, 8), {"S": 1})),
             ("belongs to no model", lambda: made.initial_state().save("x")),
-            ("no second derivative", lambda: self.twice(made)),
+            ("delta_net: its parameters are torch.bfloat16, expected torch.float32 or torch.float64; under torch.autocast",
+             lambda: layer("delta_net").bfloat16()(torch.ones(1, 2, 8).bfloat16())),
+            ("its parameters are torch.float16", lambda: layer("delta_net").half().initial_state()),
+            ("no second derivative; models and layers have one.*lineal.kernels\(\"reference\"\)",
+             lambda: self.twice(made)),
+            ("the gradients are a batch of them", lambda: torch.autograd.functional.jacobian(
+                made, torch.ones(1, 2, 8), vectorize=True)),
         ]:
             with self.subTest(words), self.assertRaisesRegex((lineal.Error, RuntimeError), words):
                 call()

@@ -216,11 +216,18 @@ class ModelTest(unittest.TestCase):
             ("tokens: they are torch.float32, expected a tensor of int64", lambda: model(torch.ones(1, 2))),
             ("tokens: they are list", lambda: model([[1, 2]])),
             ("state: it is dict, expected a lineal.State", lambda: model(ids(1, 4), {})),
+            ("model: its parameters are torch.bfloat16, expected", lambda: small_model().bfloat16()(ids(1, 3))),
+            ("model: its parameters are torch.bfloat16, expected", self.narrow),
             ("assign=True", lambda: model.load_state_dict(model.state_dict(), assign=True)),
         ]:
             with self.subTest(words), self.assertRaisesRegex(Error, words) as caught:
                 call()
             self.assertNotIn("\n", str(caught.exception))
+
+    def narrow(self):
+        model = small_model()
+        state = model.initial_state()
+        model.bfloat16()(ids(1, 3), state)
 
     def foreign(self, other):
         other.read("a").save(self.dir / "other.state")

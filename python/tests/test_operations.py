@@ -119,8 +119,7 @@ class OperationsTest(unittest.TestCase):
         """The operation of the case with some arguments changed, each by a function."""
         operator, given = getattr(ops, name).default, self.given(name)
         given |= {key: change(given.get(key)) for key, change in changed.items()}
-        positional = [a.name for a in operator._schema.arguments if not a.kwarg_only and a.name in given]
-        return operator(*[given.pop(key) for key in positional], **given)
+        return operator(**given)
 
     def refused(self, name, expected, **changed):
         with self.subTest(name, expected=expected):
@@ -166,11 +165,21 @@ class OperationsTest(unittest.TestCase):
                      "feature_attention"):
             self.refused(name, "starts is Byte", starts=lambda x: x.byte())
         self.refused("wkv", "one device", v=lambda x: x.to("meta"))
+        self.refused("token_loss", "targets has 11, expected 0 to 10", targets=number(11))
+        self.refused("token_loss", "targets has -100, expected 0 to 10", targets=number(-100))
+        self.refused("token_loss", "targets is Int", targets=lambda x: x.int())
+        for name in ("rms_norm", "add_rms_norm"):
+            self.refused(name, "x is .* and weight \[5\]", weight=narrower)
+            self.refused(name, "eps is -1e-06, expected at least 0", eps=lambda x: -1e-6)
+            self.refused(name, "eps is nan", eps=lambda x: float("nan"))
+            self.call(name, {"eps": lambda x: 0.0})
 
     def test_types(self):
         def to(dtype):
             def cast(x):
-                return [cast(y) for y in x] if isinstance(x, list) else x.detach().to(dtype).requires_grad_(x.requires_grad)
+                if isinstance(x, list):
+                    return [cast(y) for y in x]
+                return x.detach().to(dtype).requires_grad_(x.requires_grad)
             return cast
 
         for name in operations.CASES:
@@ -207,6 +216,22 @@ class OperationsTest(unittest.TestCase):
     def test_an_unknown_map_lists_the_known(self):
         for name in ("feature_attention", "feature_attention_in_documents"):
             self.refused(name, "unknown map 'rleu'; did you mean 'relu'.*known: abs, ", map=lambda x: "rleu")
+
+    def test_what_the_backward_pass_refuses(self):
+        for name in operations.CASES:
+            if name == "nearest_code":
+                continue
+            for batched in (False, True):
+                if name == "token_loss" and batched:
+                    continue  # which is none of its own
+                expected = "the gradients are a batch of them" if batched else "the fused kernel has no second derivative"
+                with self.subTest(name, expected=expected):
+                    operator, arguments, keywords = operations.of(name)
+                    out = torch.utils._pytree.tree_leaves(operator(*arguments, **keywords))[0]
+                    leaf = next(x for x in arguments if x.requires_grad)
+                    with self.assertRaisesRegex(RuntimeError, f"^{name}: {expected}"):
+                        torch.autograd.grad(out, leaf, torch.ones_like(out.expand(3, *out.shape) if batched else out),
+                                            is_grads_batched=batched, create_graph=not batched)
 
     def test_vmap_is_a_loop(self):
         x, y = torch.randn(3, 2, 4), torch.randn(3, 2, 4)

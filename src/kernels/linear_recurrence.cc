@@ -7,6 +7,7 @@
 
 #include "core/dims.h"
 #include "kernels/arguments.h"
+#include "kernels/backward.h"
 #include "kernels/cpu/linear_recurrence.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/kernels.h"
@@ -61,6 +62,7 @@ struct Projection {
 
 /// The call that forward made, kept for backward.
 struct Saved : torch::CustomClassHolder {
+  const char* who;
   cpu::RecurrenceCall call;
   Projection projection;
 };
@@ -68,8 +70,8 @@ struct Saved : torch::CustomClassHolder {
 class LinearRecurrence : public torch::autograd::Function<LinearRecurrence> {
  public:
   /// o, S and the largest exponent.
-  static variable_list forward(AutogradContext* context, at::TensorList inputs, const cpu::RecurrenceCall& pieces,
-                               const Projection& projection, bool differentiable) {
+  static variable_list forward(AutogradContext* context, const char* who, at::TensorList inputs,
+                               const cpu::RecurrenceCall& pieces, const Projection& projection, bool differentiable) {
     variable_list in = inputs.vec();
     cpu::RecurrenceCall call = pieces;
     point(call, in);
@@ -84,7 +86,7 @@ class LinearRecurrence : public torch::autograd::Function<LinearRecurrence> {
       saves({peak.numel() > 0 ? peaks : 0});
       keep(call, in);
       auto saved = c10::make_intrusive<Saved>();
-      saved->call = call, saved->projection = projection;
+      saved->who = who, saved->call = call, saved->projection = projection;
       context->saved_data["call"] = c10::IValue::make_capsule(saved);
       context->save_for_backward(in);
       context->set_materialize_grads(true);
@@ -95,12 +97,11 @@ class LinearRecurrence : public torch::autograd::Function<LinearRecurrence> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    if (at::GradMode::is_enabled()) {
-      fail("linear_recurrence: the fused kernel has no second derivative, expected --kernels reference");
-    }
-    const variable_list saved = context->get_saved_variables();
     const auto holder = context->saved_data["call"].toCapsule();
-    cpu::RecurrenceCall call = static_cast<Saved*>(holder.get())->call;
+    const Saved& made = static_cast<const Saved&>(*holder);
+    check_backward(made.who, gradients);
+    const variable_list saved = context->get_saved_variables();
+    cpu::RecurrenceCall call = made.call;
     point(call, saved);
     keep(call, saved);
     const Tensor o = gradients[0].contiguous(), S_after = gradients[1].contiguous(), peak = gradients[2].contiguous();
@@ -109,6 +110,7 @@ class LinearRecurrence : public torch::autograd::Function<LinearRecurrence> {
     const auto run = call.causal ? cpu::linear_recurrence_backward : cpu::feature_documents_backward;
     run(call, {source(o), data(S_after), target(d[kQ]), target(d[kK]), target(d[kV]), mutable_data(d[kBeta]),
                mutable_data(d[kG]), mutable_data(d[kS]), data(peak), mutable_data(d[kPeak])});
+    d.insert(d.begin(), Tensor());   // of the name
     d.insert(d.end(), 3, Tensor());  // of the pieces, the projection and the flag
     return d;
   }
@@ -175,12 +177,12 @@ bool prepare(const char* who, const Input& in, const cpu::RecurrenceCall& call, 
   return differentiable;
 }
 
-variable_list run(cpu::RecurrenceCall call, variable_list& inputs, const Tensor& starts, const Projection& projection,
-                  bool differentiable) {
+variable_list run(const char* who, cpu::RecurrenceCall call, variable_list& inputs, const Tensor& starts,
+                  const Projection& projection, bool differentiable) {
   for (Tensor& x : inputs) {
     if (!x.defined()) x = at::empty({0}, at::kFloat);
   }
-  return LinearRecurrence::apply(at::TensorList(inputs), cut(std::move(call), starts), projection, differentiable);
+  return LinearRecurrence::apply(who, at::TensorList(inputs), cut(std::move(call), starts), projection, differentiable);
 }
 
 std::optional<RecurrenceOutput> fused(const char* who, const RecurrenceInput& in) {
@@ -189,7 +191,7 @@ std::optional<RecurrenceOutput> fused(const char* who, const RecurrenceInput& in
   variable_list inputs = {in.q, in.k, in.v, in.beta, in.g, in.S, {}};
   const bool differentiable = prepare(who, in, call, inputs);
   if (call.T == 1 && !differentiable) return step(call, inputs, in);
-  const auto out = run(std::move(call), inputs, in.starts, {}, differentiable);
+  const auto out = run(who, std::move(call), inputs, in.starts, {}, differentiable);
   return RecurrenceOutput{out[0], out[1]};
 }
 
@@ -285,7 +287,7 @@ std::optional<FeatureAttentionOutput> fused(const char* who, bool causal, const 
   variable_list inputs = {in.q, in.k, in.v, {}, {}, in.S, in.peak};
   const bool differentiable = prepare(who, in, call, inputs);
   if (causal && call.T == 1 && !differentiable) return step(call, inputs, in);
-  const auto out = run(std::move(call), inputs, in.starts, projection, differentiable);
+  const auto out = run(who, std::move(call), inputs, in.starts, projection, differentiable);
   return FeatureAttentionOutput{out[0], out[1], in.peak.defined() ? out[2] : Tensor()};
 }
 

@@ -3,6 +3,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "core/dims.h"
+#include "kernels/backward.h"
 #include "kernels/cpu/rms_norm.h"
 #include "kernels/kernels.h"
 #include "kernels/record.h"
@@ -16,6 +17,8 @@ using torch::autograd::variable_list;
 
 bool present(const Tensor& x) { return x.defined() && x.numel() > 0; }
 bool is_bfloat16(const Tensor& x) { return x.defined() && x.scalar_type() == at::kBFloat16; }
+
+const char* name(bool adds) { return adds ? "add_rms_norm" : "rms_norm"; }
 
 /// `added` is empty or undefined when nothing is.
 cpu::NormCall make_call(const Tensor& x, const Tensor& added, const Tensor& weight, double eps, bool narrow) {
@@ -54,11 +57,9 @@ class RmsNorm : public torch::autograd::Function<RmsNorm> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    if (at::GradMode::is_enabled()) {
-      fail("rms_norm: the fused kernel has no second derivative, expected --kernels reference");
-    }
     const variable_list saved = context->get_saved_variables();
     const Tensor &sum = saved[0], &added = saved[1], &weight = saved[2];
+    check_backward(name(present(added)), gradients);
     const cpu::NormCall call =
         make_call(sum, added, weight, context->saved_data["eps"].toDouble(), context->saved_data["narrow"].toBool());
     const auto given = [&](size_t i) {
@@ -83,12 +84,14 @@ class RmsNorm : public torch::autograd::Function<RmsNorm> {
 
 std::optional<NormOutput> fused(const NormInput& in) {
   const bool adds = in.added.defined();
+  const char* const who = name(adds);
   if (adds && in.added.sizes() != in.x.sizes()) {
-    fail("rms_norm: x is ", in.x.sizes(), " and what is added ", in.added.sizes(), ", expected the same sizes");
+    fail(who, ": x is ", in.x.sizes(), " and what is added ", in.added.sizes(), ", expected the same sizes");
   }
   if (in.weight.dim() != 1 || in.x.dim() < 1 || in.weight.size(0) != in.x.size(-1)) {
-    fail("rms_norm: x is ", in.x.sizes(), " and weight ", in.weight.sizes(), ", expected [..., D] and [D]");
+    fail(who, ": x is ", in.x.sizes(), " and weight ", in.weight.sizes(), ", expected [..., D] and [D]");
   }
+  if (!(in.eps >= 0)) fail(who, ": eps is ", in.eps, ", expected at least 0");
   const auto is_float = [](const Tensor& x) { return x.is_cpu() && x.scalar_type() == at::kFloat; };
   if (!is_float(in.x) || !is_float(in.weight) || !present(in.x)) return {};
   if (adds && !is_float(in.added) && !(in.added.is_cpu() && is_bfloat16(in.added))) return {};

@@ -4,6 +4,7 @@
 
 #include "core/dims.h"
 #include "kernels/arguments.h"
+#include "kernels/backward.h"
 #include "kernels/cpu/rope.h"
 #include "kernels/kernels.h"
 #include "kernels/record.h"
@@ -43,9 +44,7 @@ class Rope : public torch::autograd::Function<Rope> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    if (at::GradMode::is_enabled()) {
-      fail("rope: the fused kernel has no second derivative, expected --kernels reference");
-    }
+    check_backward("rope", gradients);
     const variable_list saved = context->get_saved_variables();
     const bool interleaved = context->saved_data["interleaved"].toBool();
     return {run(gradients[0], saved[0], saved[1], saved[2], interleaved, -1), Tensor(), Tensor(), Tensor(), Tensor()};

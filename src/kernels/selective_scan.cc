@@ -5,6 +5,7 @@
 #include "core/dims.h"
 #include "core/error.h"
 #include "kernels/arguments.h"
+#include "kernels/backward.h"
 #include "kernels/cpu/selective_scan.h"
 #include "kernels/kernels.h"
 #include "kernels/pool.h"
@@ -86,9 +87,7 @@ class SelectiveScan : public torch::autograd::Function<SelectiveScan> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    if (at::GradMode::is_enabled()) {
-      fail("selective_scan: the fused kernel has no second derivative, expected --kernels reference");
-    }
+    check_backward("selective_scan", gradients);
     const variable_list in = context->get_saved_variables();
     cpu::ScanCall call = make_call(in, in[kStarts], context->saved_data["softplus"].toBool());
     call.states = mutable_data(in[kStates]);

@@ -5,6 +5,7 @@
 #include "core/dims.h"
 #include "core/error.h"
 #include "kernels/arguments.h"
+#include "kernels/backward.h"
 #include "kernels/cpu/short_conv.h"
 #include "kernels/kernels.h"
 #include "kernels/pool.h"
@@ -67,9 +68,7 @@ class ShortConvolution : public torch::autograd::Function<ShortConvolution> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    if (at::GradMode::is_enabled()) {
-      fail("short_conv: the fused kernel has no second derivative, expected --kernels reference");
-    }
+    check_backward("short_conv", gradients);
     const variable_list in = context->get_saved_variables();
     const cpu::ConvCall call = make_call(in, in[kStarts], context->saved_data["silu"].toBool());
     const Tensor y = with_tokens(gradients[0]), window_after = gradients[1].contiguous();

@@ -3,6 +3,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "core/dims.h"
+#include "kernels/backward.h"
 #include "kernels/cpu/swiglu.h"
 #include "kernels/kernels.h"
 #include "kernels/record.h"
@@ -32,9 +33,7 @@ class Swiglu : public torch::autograd::Function<Swiglu> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    if (at::GradMode::is_enabled()) {
-      fail("swiglu: the fused kernel has no second derivative, expected --kernels reference");
-    }
+    check_backward("swiglu", gradients);
     const variable_list saved = context->get_saved_variables();
     const Tensor dy = gradients[0].contiguous(), da = unfilled_like(saved[0]), db = unfilled_like(saved[1]);
     cpu::swiglu_backward(make_call(saved[0], saved[1]), dy.const_data_ptr(), da.mutable_data_ptr(),

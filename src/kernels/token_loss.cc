@@ -6,6 +6,8 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "core/dims.h"
+#include "kernels/arguments.h"
+#include "kernels/backward.h"
 #include "kernels/kernels.h"
 
 namespace lineal::kernels {
@@ -53,9 +55,7 @@ class TokenLoss : public torch::autograd::Function<TokenLoss> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    if (at::GradMode::is_enabled()) {
-      fail("token_loss: the fused form has no second derivative, expected --kernels reference");
-    }
+    check_first_derivative("token_loss");
     const variable_list saved = context->get_saved_variables();
     return {saved[0] * gradients[0], saved[1] * gradients[0], Tensor(), Tensor()};
   }
@@ -68,6 +68,7 @@ std::optional<Tensor> fused(const TokenLossInput& in) {
   dims.check(in.targets, "R", "targets");
   dims.check(in.weights, "R", "weights");
   if (in.hidden.numel() == 0 || in.head.numel() == 0) return {};
+  if (in.targets.is_cpu()) check_range("token_loss", in.targets, dims['N'] - 1, "targets");
   const bool differentiable = at::GradMode::is_enabled() && (in.hidden.requires_grad() || in.head.requires_grad());
   return differentiable ? TokenLoss::apply(in.hidden, in.head, in.targets, in.weights) : run(in, false)[0];
 }

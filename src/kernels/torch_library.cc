@@ -28,11 +28,14 @@ std::map<std::string, Signature>& signatures() {
   return all;
 }
 
-constexpr std::string_view kBackward = "_backward";
+constexpr std::string_view kSpace = "lineal::", kBackward = "_backward";
 
-/// Of lineal::NAME, and of lineal::NAME_backward the same.
+/// Without lineal::.
+std::string name_of(const c10::OperatorHandle& op) { return op.schema().name().substr(kSpace.size()); }
+
+/// Of NAME, and of NAME_backward the same.
 const Signature& signature(const c10::OperatorHandle& op) {
-  std::string name = op.schema().name();
+  std::string name = name_of(op);
   if (name.ends_with(kBackward)) name.resize(name.size() - kBackward.size());
   return signatures().at(name);
 }
@@ -170,7 +173,7 @@ std::string joined(const std::set<std::string>& names) {
 void check_device(const c10::OperatorHandle& op, const Tensors& inputs) {
   for (const Tensor& x : inputs) {
     if (!x.defined() || x.device() == inputs[0].device()) continue;
-    fail(op.schema().name(), ": arguments on ", inputs[0].device(), " and on ", x.device(), ", expected one device");
+    fail(name_of(op), ": arguments on ", inputs[0].device(), " and on ", x.device(), ", expected one device");
   }
 }
 
@@ -181,7 +184,7 @@ void check_transforms(const c10::OperatorHandle& op) {
   try {
     transforms->checkSupportsCppAutogradFunction();
   } catch (const c10::Error&) {
-    fail(op.schema().name(), ": has no gradient under transforms of torch.func, expected torch.autograd");
+    fail(name_of(op), ": has no gradient under transforms of torch.func, expected torch.autograd");
   }
 }
 
@@ -194,14 +197,14 @@ void autograd(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* st
   for (size_t i = 0; i < inputs.size(); ++i) {
     if (!inputs[i].requires_grad() || !at::GradMode::is_enabled()) continue;
     if (any && !has[i]) {
-      fail(op.schema().name(),
+      fail(name_of(op),
            ": an input asks for a gradient and has none; those that have: ", joined(signature(op).differentiable));
     }
     asked |= has[i];
   }
   for (const Tensor& x : inputs) {
     if (x.defined() && x._fw_grad(/*level=*/0).defined()) {
-      fail(op.schema().name(), ": an input has a tangent, and there is no derivative in forward mode");
+      fail(name_of(op), ": an input has a tangent, and there is no derivative in forward mode");
     }
   }
   if (!asked) {
@@ -253,7 +256,7 @@ void backward(const c10::OperatorHandle& op, Stack* stack) {
     if (x.is_floating_point()) out.push_back(x);
   }
   if (given.size() != out.size()) {
-    fail(op.schema().name(), ": ", given.size(), " gradients, expected ", out.size(), ", of each output");
+    fail(name_of(op), ": ", given.size(), " gradients, expected ", out.size(), ", of each output");
   }
   variable_list d = torch::autograd::grad(out, leaves, given, false, false, true);
   for (size_t i = 0; i < d.size(); ++i) {  // results of their own, which share no memory
@@ -283,8 +286,8 @@ void fail_without_kernel(const std::string& name, const std::vector<Tensors>& gi
   if (chosen() == Choice::reference) {
     fail(name, ": kernels are off, and an operation has no other form; lineal.kernels(\"auto\") turns them on");
   }
-  const auto& arguments = find("lineal::" + name).schema().arguments();
-  const Signature& known = signatures().at("lineal::" + name);
+  const auto& arguments = find(text(kSpace, name)).schema().arguments();
+  const Signature& known = signatures().at(name);
   std::vector<std::pair<std::string, Tensor>> all;
   for (size_t i = 0; i < given.size(); ++i) {
     for (const Tensor& x : given[i]) all.emplace_back(arguments[i].name(), x);
@@ -322,7 +325,7 @@ Tensor fresh_like(const Tensor& x) { return at::empty_symint(x.sym_sizes(), x.op
 void add(torch::Library& library, const std::string& name, const std::string& arguments, const std::string& results,
          torch::CppFunction kernel, const Signature& known, std::optional<torch::CppFunction> meta_form) {
   const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
-  signatures()["lineal::" + name] = known;
+  signatures()[name] = known;
   library.def(text(name, "(", arguments, ") -> ", results).c_str(), tags);
   library.impl(name.c_str(), torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, std::move(kernel)));
   library.impl(name.c_str(),

@@ -4,6 +4,7 @@
 
 #include "core/dims.h"
 #include "kernels/arguments.h"
+#include "kernels/backward.h"
 #include "kernels/cpu/ttt.h"
 #include "kernels/kernels.h"
 #include "kernels/pool.h"
@@ -149,9 +150,7 @@ class InnerLoop : public torch::autograd::Function<InnerLoop> {
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
     const auto holder = context->saved_data["call"].toCapsule();
     Call call = static_cast<const Call&>(*holder);
-    if (at::GradMode::is_enabled()) {
-      fail(call.kernel.name, ": the fused kernel has no second derivative, expected --kernels reference");
-    }
+    check_backward(call.kernel.name, gradients);
     const variable_list all = context->get_saved_variables();
     const auto inputs = static_cast<std::ptrdiff_t>(call.end);
     const variable_list in(all.begin(), all.begin() + inputs);

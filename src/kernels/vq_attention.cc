@@ -6,6 +6,7 @@
 
 #include "core/dims.h"
 #include "kernels/arguments.h"
+#include "kernels/backward.h"
 #include "kernels/cpu/vq_attention.h"
 #include "kernels/record.h"
 #include "kernels/unfilled.h"
@@ -164,9 +165,7 @@ class VqAttention : public torch::autograd::Function<VqAttention> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    if (at::GradMode::is_enabled()) {
-      fail("vq_attention: the fused kernel has no second derivative, expected --kernels reference");
-    }
+    check_backward("vq_attention", gradients);
     const variable_list x = context->get_saved_variables();
     const auto holder = context->saved_data["call"].toCapsule();
     cpu::VqCall call = static_cast<Saved*>(holder.get())->call;

@@ -7,6 +7,7 @@
 #include "core/dims.h"
 #include "core/error.h"
 #include "kernels/arguments.h"
+#include "kernels/backward.h"
 #include "kernels/cpu/wkv.h"
 #include "kernels/pool.h"
 #include "kernels/record.h"
@@ -55,9 +56,7 @@ class Wkv : public torch::autograd::Function<Wkv> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    if (at::GradMode::is_enabled()) {
-      fail("wkv: the fused kernel has no second derivative, expected --kernels reference");
-    }
+    check_backward("wkv", gradients);
     const variable_list in = context->get_saved_variables();
     variable_list after;
     for (const Tensor& gradient : gradients) after.push_back(gradient.contiguous());
