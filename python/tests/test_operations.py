@@ -1,4 +1,7 @@
 """torch.ops.lineal: each operation as PyTorch wants it, and several under torch.compile."""
+import os
+import subprocess
+import sys
 import unittest
 import warnings
 
@@ -252,6 +255,25 @@ class OperationsTest(unittest.TestCase):
         with torch.autograd.forward_ad.dual_level():
             with self.assertRaisesRegex(lineal.Error, "swiglu: an input has a tangent"):
                 loss(torch.autograd.forward_ad.make_dual(x, x))
+
+    def test_the_library_of_operations_can_be_there_too(self):
+        load, use = f"torch.ops.load_library({os.environ['LINEAL_OPS']!r})", "import lineal"
+        script = """
+x = torch.ones(3, requires_grad=True)
+torch.ops.lineal.swiglu(x, x).sum().backward()
+assert x.grad.abs().sum() > 0
+lineal.mixer("delta_net", 8)(torch.ones(1, 3, 8))
+try:
+    torch.ops.lineal.swiglu(x, x.double())
+except lineal.Error as error:
+    print(error)
+"""
+        for order in ([load, use], [use, load]):
+            with self.subTest(order):
+                done = subprocess.run([sys.executable, "-c", "\n".join(["import torch", *order, script])],
+                                      capture_output=True, text=True)
+                self.assertEqual(done.returncode, 0, done.stderr)
+                self.assertIn("swiglu: up is Double", done.stdout)
 
     def test_compiled(self):
         torch.manual_seed(0)

@@ -181,7 +181,10 @@ Tensor token_loss_meta(const Tensor& hidden, const Tensor&, const Tensor&, const
   return at::empty({}, hidden.options().dtype(hidden.scalar_type() == at::kDouble ? at::kDouble : at::kFloat));
 }
 
-TORCH_LIBRARY(lineal, library) {
+// A fragment: a second TORCH_LIBRARY, of liblineal_ops.so beside the Python package, ends the process. The first of
+// them registers the operations.
+TORCH_LIBRARY_FRAGMENT(lineal, library) {
+  if (c10::Dispatcher::singleton().findSchema({"lineal::ttt_linear", ""})) return;
   const std::string of_ttt =
       "Tensor q, Tensor k, Tensor v, Tensor eta, Tensor scale, Tensor[] initial, Tensor[] W, Tensor[] D, "
       "Tensor position, *, Tensor? gamma=None, Tensor? beta=None, Tensor? starts=None, bool residual=True";
