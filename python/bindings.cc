@@ -7,6 +7,7 @@
 #include "generate/generate.h"
 #include "interop/load.h"
 #include "kernels/kernels.h"
+#include "kernels/unfilled.h"
 #include "objectives/objective.h"
 
 namespace lineal {
@@ -153,6 +154,8 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "kernels", [](const std::string& choice) { kernels::choose(choice); }, arg("choice"),
       "Which kernels run: \"auto\", the fused ones where there are any; \"reference\"; \"fused\", or an Error.");
+  m.def("empty_cache", &kernels::empty_cache, Release(),
+        "Gives memory of former large results, which waits for the next of their size, back to the system.");
   m.def("kernels_used", &kernels::summary, "What ran so far, in words.");
 
   py::class_<State>(m, "State")

@@ -14,6 +14,9 @@ def mixers() -> list[str]:
 def kernels(choice: str) -> None:
     """Which kernels run: "auto", the fused ones where there are any; "reference"; "fused", or an Error."""
 
+def empty_cache() -> None:
+    """Gives memory of former large results, which waits for the next of their size, back to the system."""
+
 def kernels_used() -> str:
     """What ran so far, in words."""
 

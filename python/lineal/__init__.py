@@ -26,7 +26,7 @@ if torch.__version__.split(".")[:2] != _C.torch_version.split(".")[:2]:
         "pip install --force-reinstall --no-deps FOLDER"
     )
 
-from ._C import Error, kernels, mixers
+from ._C import Error, empty_cache, kernels, mixers
 from .model import Generation, LanguageModel, load, load_state
 from .module import Mixer, mixer
 from .state import State
@@ -39,6 +39,7 @@ __all__ = [
     "LanguageModel",
     "Mixer",
     "State",
+    "empty_cache",
     "kernels",
     "load",
     "load_state",

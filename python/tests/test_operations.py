@@ -275,6 +275,20 @@ except lineal.Error as error:
                 self.assertEqual(done.returncode, 0, done.stderr)
                 self.assertIn("swiglu: up is Double", done.stdout)
 
+    @unittest.skipUnless(sys.platform == "linux", "elsewhere no memory waits")
+    def test_memory_of_results_waits_until_the_cache_is_emptied(self):
+        def resident():
+            with open("/proc/self/statm") as file:
+                return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+        x = torch.ones(16 << 20)
+        lineal.empty_cache()
+        before = resident()
+        ops.swiglu(x, x)
+        self.assertGreater(resident() - before, 60 << 20)
+        lineal.empty_cache()
+        self.assertLess(resident() - before, 4 << 20)
+
     def test_compiled(self):
         torch.manual_seed(0)
         model = Model()

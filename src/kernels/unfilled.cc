@@ -79,6 +79,12 @@ class Waiting {
     last_ = new (data) Block{last_, bytes, results_};
   }
 
+  void empty() {
+    unmap(all());
+    const std::lock_guard lock(mutex_);
+    most_ = in_use_;
+  }
+
   static Waiting& here() {
     static Waiting& never_destroyed = *[] {  // results may outlive it
       pthread_atfork([] { here().mutex_.lock(); }, [] { here().mutex_.unlock(); }, [] { here().mutex_.unlock(); });
@@ -137,6 +143,12 @@ at::Tensor unfilled(at::IntArrayRef sizes, const at::TensorOptions& options) {
   }
 #endif
   return at::empty(sizes, options);
+}
+
+void empty_cache() {
+#ifdef __linux__
+  Waiting::here().empty();
+#endif
 }
 
 }  // namespace lineal::kernels

@@ -16,4 +16,7 @@ inline at::Tensor unfilled_like(const at::Tensor& x, const at::TensorOptions& op
 }
 inline at::Tensor unfilled_like(const at::Tensor& x) { return unfilled(x.sizes(), x.options()); }
 
+/// All memory that waits goes back to the system now.
+void empty_cache();
+
 }  // namespace lineal::kernels

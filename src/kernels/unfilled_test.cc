@@ -68,6 +68,17 @@ TEST_F(Unfilled, WhatNoneWantsGoesBack) {
   EXPECT_LT(resident(), before - 3 * kFloats * int64_t{sizeof(float)});
 }
 
+TEST_F(Unfilled, WhatWaitsCanBeGivenBackAtOnce) {
+  const at::Tensor lives = unfilled({kFloats}, kOptions).fill_(1);
+  unfilled({4 * kFloats}, kOptions).fill_(1);
+  const int64_t before = resident();
+  empty_cache();
+  EXPECT_LT(resident(), before - 3 * kFloats * int64_t{sizeof(float)});
+  EXPECT_EQ(lives.sum(at::kDouble).item<double>(), 1.0 * kFloats);
+  unfilled({4 * kFloats}, kOptions).fill_(1);
+  EXPECT_GT(resident(), before - kFloats * int64_t{sizeof(float)}) << "it waits again";
+}
+
 TEST_F(Unfilled, ThreadsShareNothing) {
   std::atomic<int> wrong = 0;
   std::vector<std::thread> threads;
