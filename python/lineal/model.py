@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import _C
-from .module import Module
+from .module import Module, graph_break
 from .state import State
 
 Tokens = Union[str, Sequence[int], Tensor]  # a text, or ids [T]
@@ -52,6 +52,7 @@ class LanguageModel(Module):
         """What config.json of its directory holds."""
         return json.loads(self._model.config)
 
+    @graph_break
     def initial_state(self, batch: int = 1) -> State:
         """The state before the first token, for B = batch sequences."""
         self._check_type("model")
@@ -60,6 +61,7 @@ class LanguageModel(Module):
         state._recent = torch.empty(batch, 0, dtype=torch.long)
         return state
 
+    @graph_break
     def forward(
         self, tokens: Tensor, state: Optional[State] = None, starts: Optional[Tensor] = None
     ) -> Union[Tensor, tuple[Tensor, State]]:
@@ -76,6 +78,7 @@ class LanguageModel(Module):
             return logits
         return logits, state._after(after, tokens, logits[:, -1])
 
+    @graph_break
     def step(self, tokens: Union[int, Tensor], state: State) -> Tensor:
         """The next token of every sequence: int64 [B] -> logits [B, N]. Changes `state`; no gradients."""
         self._own(state)
@@ -86,6 +89,7 @@ class LanguageModel(Module):
         state._count(ids.unsqueeze(1), logits)
         return logits
 
+    @graph_break
     def read(self, text: Tokens, state: Optional[State] = None) -> State:
         """The state after a text of any length, or ids [T], in memory that does not grow with it where the layers'
         does not. `state` is what was read before, and stays as it was."""
@@ -93,6 +97,7 @@ class LanguageModel(Module):
         self._model.read(session, self._ids(text, session))
         return self._state(session)
 
+    @graph_break
     def generate(
         self,
         prompt: Tokens = "",

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from typing import Any, Callable, Optional, Union
+from typing import Any, Callable, Optional, TypeVar, Union
 
 import torch
 from torch import Tensor, nn
 
 from . import _C
 from .state import State
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def graph_break(method: Method) -> Method:
+    """The method as a graph break under torch.compile."""
+
+    @functools.wraps(method)
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        if torch.compiler.is_compiling():
+            from .untraced import untraced
+
+            return untraced(method, *arguments, **keywords)
+        return method(*arguments, **keywords)
+
+    return call  # type: ignore[return-value]
 
 
 class Part(nn.Module):
@@ -82,11 +100,13 @@ class Mixer(Module):
         self.losses: dict[str, Tensor] = {}
         super().__init__(_C.Mixer(name, given, hidden_size))
 
+    @graph_break
     def initial_state(self, batch: int = 1) -> State:
         """The state before the first token, for B = batch sequences."""
         self._check_type(self.name)
         return State._of(self._c.initial_state(batch))
 
+    @graph_break
     def forward(
         self, x: Tensor, state: Optional[State] = None, starts: Optional[Tensor] = None
     ) -> Union[Tensor, tuple[Tensor, State]]:

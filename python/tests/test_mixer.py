@@ -3,6 +3,7 @@ import copy
 import io
 import pickle
 import unittest
+import warnings
 
 import torch
 from torch import nn
@@ -147,6 +148,24 @@ class MixerTest(unittest.TestCase):
         again = copy.deepcopy(frozen)
         self.assertFalse(again.training or any(p.requires_grad for p in again.parameters()))
         self.assertEqual(next(again.parameters()).dtype, torch.float64)
+
+    def test_compiled_it_is_a_graph_break(self):
+        model, made, tokens = Tagger(), layer("delta_net"), torch.randint(11, (2, 7))
+        x = randn(1, 4, 8)
+        language = lineal.LanguageModel("delta_net", hidden_size=8)
+        calls = [lambda: model(tokens), lambda: made(x), lambda: made(x, made.initial_state())[0],
+                 lambda: language(tokens), lambda: language(tokens, language.initial_state(2))[0]]
+        from torch._dynamo.exc import Unsupported
+        for call in calls:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                y = torch.compile(call, backend="eager")()
+            self.assertFalse([w for w in caught if "how to trace" in str(w.message)])
+            self.assertTrue(torch.equal(y, call()))
+            self.assertTrue(y.requires_grad)
+            torch._dynamo.reset()
+            with self.assertRaisesRegex(Unsupported, r"compute in C\+\+, which is not traced"):
+                torch.compile(call, backend="eager", fullgraph=True)()
 
     def test_states_are_tensors_by_name(self):
         made = layer("delta_net")
