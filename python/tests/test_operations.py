@@ -1,7 +1,10 @@
 """torch.ops.lineal: each operation as PyTorch wants it, and several under torch.compile."""
 import os
+import pathlib
+import re
 import subprocess
 import sys
+import textwrap
 import unittest
 import warnings
 
@@ -13,6 +16,7 @@ import lineal  # which registers them
 import operations
 
 ops = torch.ops.lineal
+README = (pathlib.Path(__file__).resolve().parents[1] / "README.md").read_text().split("## Operations")[1]
 
 # Arguments that may be bfloat16, all together.
 NARROW = {"ttt_linear": "q k v", "ttt_mlp": "q k v", "linear_attention": "q k v", "delta_rule": "q k v",
@@ -56,6 +60,17 @@ class OperationsTest(unittest.TestCase):
         differentiable = [name for name in operations.CASES if name != "nearest_code"]
         self.assertEqual(known, {f"lineal::{name}" for name in operations.CASES}
                          | {f"lineal::{name}_backward" for name in differentiable})
+
+    def test_the_readme_says_how_to_call_them(self):
+        example = re.search(r"(?m)^    import torch\n(?:(?:    .*)?\n)+", README)[0]
+        found = {}
+        exec(textwrap.dedent(example), {"print": lambda schema: self.assertIn("Tensor S, *", str(schema))}, found)
+        self.assertGreater(found["v"].grad.abs().sum().item(), 0)
+        narrow = {}
+        for names, arguments in re.findall(r"(?m)^\| (`.*`) \|.*\|(.*)\|$", README):
+            narrow |= {name: " ".join(re.findall(r"\w+", arguments)) for name in re.findall(r"`(\w+)`", names)}
+        self.assertEqual(narrow.pop("token_loss")[:3], "all")
+        self.assertEqual(narrow, {name: NARROW.get(name, "") for name in operations.CASES if name != "token_loss"})
 
     def test_opcheck(self):
         for name in operations.CASES:
