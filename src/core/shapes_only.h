@@ -9,8 +9,10 @@ namespace lineal {
 /// the random generator stays as it is. (Factories choose their device in BackendSelect, which is passed over.)
 class ShapesOnly {
  private:
-  c10::impl::ExcludeDispatchKeyGuard no_choice_{c10::DispatchKey::BackendSelect};
-  c10::impl::IncludeDispatchKeyGuard meta_{c10::DispatchKey::Meta};
+  // PyTorch 2.11's guards for one key forget to take the device back.
+  c10::impl::LocalDispatchKeySet before_ = c10::impl::tls_local_dispatch_key_set();
+  c10::impl::ForceDispatchKeyGuard guard_{before_.included_ | c10::DispatchKeySet(c10::DispatchKey::Meta),
+                                          before_.excluded_ | c10::DispatchKeySet(c10::DispatchKey::BackendSelect)};
 };
 
 }  // namespace lineal

@@ -180,7 +180,7 @@ class InnerLoop : public torch::autograd::Function<InnerLoop> {
                    mutable_data(d[kGamma]), mutable_data(d[kBeta]), call.layers<float>(d, call.W_0, mutable_data),
                    call.layers<float>(d, call.W, mutable_data), call.layers<float>(d, call.D, mutable_data)});
     for (size_t i : shared) d[i] = d[i].sum(0);
-    d[kScale] = d[kScale].sum({0, 1});
+    d[kScale] = d[kScale].sum(at::IntArrayRef{0, 1});
     d.insert(d.end(), 3, Tensor());  // of the options
     return d;
   }

@@ -188,7 +188,7 @@ TEST(AttentionPositions, SinksStayInSight) {
     const auto mixer = make({{"sliding_window", window}, {"sink_tokens", sinks}});
     const Tensor x = normal({1, T, D}, 1, at::kDouble).requires_grad_();
     const Tensor y = read_all(*mixer, x).select(1, T - 1);
-    const Tensor reach = torch::autograd::grad({y.sum()}, {x})[0].abs().sum({0, 2});
+    const Tensor reach = torch::autograd::grad({y.sum()}, {x})[0].abs().sum(at::IntArrayRef{0, 2});
     for (int64_t t = 0; t < T; ++t) EXPECT_EQ(reach[t].item<double>() != 0, t < sinks || t > T - 1 - window) << t;
   }
 }
