@@ -1,8 +1,10 @@
 // Work is counted by the products of the formulas, a multiplication and an addition being two and an exponential two
-// more: of the forward pass that of the form that needs the fewest, of the backward pass twice as much. Beside products
-// elementwise parts are not counted, nor is what a kernel computes again to save memory. Traffic: the backward pass
-// reads the inputs and the gradient of o and writes the inputs' gradients; states are small beside them. Of a step the
-// state is what matters: of TTT's it reads W and D and writes D, but at the ends of inner batches.
+// more: of the forward pass that of the form that needs the fewest, of the backward pass those for the gradients that
+// the operation has, twice as much where every factor has one. Beside products elementwise parts are not counted, nor
+// is what a kernel computes again to save memory. Traffic is that of the rows of tokens: forward reads inputs and
+// writes outputs; the backward pass, unless it is said otherwise, reads the inputs and the gradient of the output and
+// writes the inputs' gradients. Parameters and states are not in it, but of a step, where the state is what matters: of
+// TTT's it reads W and D and writes D, but at the ends of inner batches.
 #include "bench/operations.h"
 
 #include <ATen/ATen.h>
@@ -29,22 +31,18 @@ struct Numbers {
 struct Benched {
   std::string name;
   Prepared (*prepare)(const Sizes&);
-  double (*flops)(const Sizes&);  // of a call, forward; three times as many with the backward pass
+  double (*flops)(const Sizes&);  // of a call, forward
   Numbers (*inputs)(const Sizes&);
   Numbers (*outputs)(const Sizes&);
-  bool bfloat16 = true, odd = true;  // takes bfloat16; an odd K
+  double (*backward_flops)(const Sizes&) = nullptr;  // null: twice as many
+  Numbers (*backward)(const Sizes&) = nullptr;       // what it reads and writes; null: inputs, output, inputs
+  bool bfloat16 = true, odd = true;                  // takes bfloat16; an odd K
   bool differentiable = true;
   // Null: cannot step in place.
   double (*step_flops)(const Sizes&) = nullptr;  // of one token
   double (*state)(const Sizes&) = nullptr;       // numbers of one sequence's, float32
   double (*traffic)(const Sizes&) = nullptr;     // those of it that a step reads or writes
 };
-
-/// Tokens that one sees one by one, of T: all before it at most, and half of its block.
-double seen(const Sizes& n) {
-  return std::min(static_cast<double>(n.read) + 0.5 * static_cast<double>(n.T + 1),
-                  static_cast<double>(n.window) + 0.5 * (kVqBlock + 1));
-}
 
 double heads(const Sizes& n, double count) { return static_cast<double>(n.H) * count; }
 double tokens(const Sizes& n, double count) { return static_cast<double>(n.tokens()) * count; }
@@ -61,8 +59,29 @@ Numbers three_rows(const Sizes& n) { return {.narrow = channels(n, 3)}; }
 Numbers three_rows_and_rate(const Sizes& n) { return {.narrow = channels(n, 3), .wide = all(n, 1)}; }
 // W k, W q, phi(k) v^T and S^T phi(q)
 double feature_flops(const Sizes& n) { return all(n, 8.0 * n.K * Sizes::M); }
-// of each number of the state exp(dt A), its product with h, dt u B, their sum and C . h
-double scan_flops(const Sizes& n) { return heads(n, 7.0 * n.K * Sizes::N); }
+// of the first two one gradient each, for W has none
+double feature_backward_flops(const Sizes& n) { return all(n, 12.0 * n.K * Sizes::M); }
+// of each number of the state dt A, its exponential, that times h, dt u B, their sum and C . h
+double scan_flops(const Sizes& n) { return heads(n, 8.0 * n.K * Sizes::N); }
+
+/// What a token of attention over quantised keys meets, summed over the tokens of a sequence.
+struct Met {
+  double keys = 0;       // one by one: of its block, and up to `window` before it
+  double distances = 0;  // up to `window`, of those keys
+  double codes = 0;      // if there are tokens before those keys
+};
+Met met(const Sizes& n) {
+  Met sum;
+  for (int64_t t = n.read; t < n.read + n.T; ++t) {
+    const int64_t in_block = t % kVqBlock, before = t - in_block;
+    sum.keys += static_cast<double>(std::min(n.window, before) + in_block + 1);
+    sum.distances += static_cast<double>(std::min(n.window, t) + 1);
+    sum.codes += before > n.window ? static_cast<double>(n.codes) : 0;
+  }
+  return sum;
+}
+/// Of as many numbers of each head's key, for all sequences.
+double vq_flops(const Sizes& n, double numbers) { return static_cast<double>(n.B) * heads(n, 2.0 * n.K * numbers); }
 
 const std::vector<Benched>& benched() {
   static const std::vector<Benched> operations = {
@@ -110,6 +129,7 @@ const std::vector<Benched>& benched() {
        .flops = feature_flops,
        .inputs = three_rows,
        .outputs = one_row,
+       .backward_flops = feature_backward_flops,
        .bfloat16 = false,
        .step_flops = [](const Sizes& n) { return heads(n, 8.0 * n.K * Sizes::M); },
        .state = [](const Sizes& n) { return heads(n, 1.0 * n.K * Sizes::M); },
@@ -119,6 +139,7 @@ const std::vector<Benched>& benched() {
        .flops = feature_flops,
        .inputs = three_rows,
        .outputs = one_row,
+       .backward_flops = feature_backward_flops,
        .bfloat16 = false},
       {.name = "selective_scan",
        .prepare = prepare_selective_scan,
@@ -138,13 +159,17 @@ const std::vector<Benched>& benched() {
        .differentiable = false},
       {.name = "vq_attention",
        .prepare = prepare_vq_attention,
-       // k c^T of the search; q k^T, p r^T, q c^T and the weighted sums of values and means
+       // k c^T of the search; q k^T, p r^T and the sum of values; q c^T and the sum of means
        .flops =
            [](const Sizes& n) {
-             return channels(n, 2.0 * (3 * n.codes + 2 * seen(n) + std::min(seen(n), n.window + 1.0)));
+             const auto searched = static_cast<double>(n.T * n.codes);
+             return vq_flops(n, searched + 2 * met(n).keys + met(n).distances + 2 * met(n).codes);
            },
        .inputs = [](const Sizes& n) { return Numbers{.narrow = channels(n, 4)}; },
        .outputs = one_row,
+       // of the search none, of q c^T one, for the codewords have none
+       .backward_flops =
+           [](const Sizes& n) { return vq_flops(n, 4 * met(n).keys + 2 * met(n).distances + 3 * met(n).codes); },
        .bfloat16 = false},
       {.name = "wkv",
        .prepare = prepare_wkv,
@@ -171,6 +196,9 @@ const std::vector<Benched>& benched() {
        .flops = [](const Sizes& n) { return channels(n, 3); },
        .inputs = one_row,
        .outputs = one_row,
+       // the same of dy
+       .backward_flops = [](const Sizes& n) { return channels(n, 3); },
+       .backward = two_rows,
        .odd = false},
       {.name = "rms_norm",
        .prepare = prepare_rms_norm,
@@ -182,7 +210,13 @@ const std::vector<Benched>& benched() {
        .prepare = prepare_add_rms_norm,
        .flops = [](const Sizes& n) { return channels(n, 5); },
        .inputs = [](const Sizes& n) { return Numbers{.narrow = channels(n, 1), .wide = channels(n, 1)}; },
-       .outputs = [](const Sizes& n) { return Numbers{.narrow = channels(n, 1), .wide = channels(n, 1)}; }},
+       .outputs = [](const Sizes& n) { return Numbers{.narrow = channels(n, 1), .wide = channels(n, 1)}; },
+       // the sum, dy and dx, which in float32 is the gradient of both
+       .backward =
+           [](const Sizes& n) {
+             const double rows = channels(n, 1), of_added = n.type == at::kFloat ? 0 : rows;
+             return Numbers{.narrow = rows + of_added, .wide = 2 * rows};
+           }},
       {.name = "swiglu",
        .prepare = prepare_swiglu,
        // gate / (1 + exp(-gate)) up
@@ -216,25 +250,29 @@ Sizes with_pool(const Benched& bench, Sizes sizes) {
   return sizes;
 }
 
-double both_bytes(const Benched& bench, const Sizes& n) {
-  return 3 * bench.inputs(n).bytes(n) + 2 * bench.outputs(n).bytes(n);
+double forward_bytes(const Benched& bench, const Sizes& n) {
+  return bench.inputs(n).bytes(n) + bench.outputs(n).bytes(n);
+}
+double backward_bytes(const Benched& bench, const Sizes& n) {
+  if (bench.backward) return bench.backward(n).bytes(n);
+  return 2 * bench.inputs(n).bytes(n) + bench.outputs(n).bytes(n);
 }
 
-/// All inputs are there at once, and one operation's results.
+/// All inputs, states and gradients of outputs are there at once, and one operation's results.
 void check_memory(const std::vector<const Benched*>& wanted, const Sizes& sizes) {
   constexpr double kMiB = 1 << 20;
-  double inputs = 0, results = 0;
+  double kept = 0, results = 0;
   for (const Benched* bench : wanted) {
-    const double of_inputs = bench->inputs(sizes).bytes(sizes);
-    inputs += of_inputs;
-    results = std::max(results, both_bytes(*bench, sizes) - of_inputs);
-    if (bench->state) inputs += 4 * bench->state(sizes) * static_cast<double>(with_pool(*bench, sizes).pool);
+    kept += forward_bytes(*bench, sizes);
+    results = std::max(results, forward_bytes(*bench, sizes));
+    if (!bench->state) continue;
+    const int64_t states = with_pool(*bench, sizes).pool + sizes.B;
+    kept += 4 * bench->state(sizes) * static_cast<double>(states);
   }
   const auto free = static_cast<double>(proc_bytes("/proc/meminfo", "MemAvailable"));
-  if (free == 0 || inputs + results <= free) return;
-  fail("bench op: these sizes need more than ", std::llround((inputs + results) / kMiB), " MiB, and ",
-       std::llround(free / kMiB), " MiB are free; expected a shorter --length, or less of --batch-size, --heads, ",
-       "--head-size or --sessions");
+  if (free == 0 || kept + results <= free) return;
+  fail("bench op: these sizes need more than ", std::llround((kept + results) / kMiB), " MiB, and ",
+       std::llround(free / kMiB), " MiB are free; needs less: ", kOperationsNeedLess);
 }
 
 OperationPass step_pass(const Benched& bench, const Sizes& sizes) {
@@ -245,7 +283,7 @@ OperationPass step_pass(const Benched& bench, const Sizes& sizes) {
   };
   const std::string name = bench.name + " step";
   const auto count = static_cast<double>(n.B);
-  const double bytes = bench.inputs(n).bytes(n) + bench.outputs(n).bytes(n) + 4 * count * bench.traffic(n);
+  const double bytes = forward_bytes(bench, n) + 4 * count * bench.traffic(n);
   return {name, {name, step}, n.B, count * bench.step_flops(n), bytes};
 }
 
@@ -255,14 +293,15 @@ void add_passes(const Benched& bench, const Sizes& n, std::vector<OperationPass>
     const at::NoGradGuard no_grad;
     return prepared.o();
   };
-  const double flops = bench.flops(n), bytes = bench.inputs(n).bytes(n) + bench.outputs(n).bytes(n);
+  const double flops = bench.flops(n), bytes = forward_bytes(bench, n);
+  const double backward = bench.backward_flops ? bench.backward_flops(n) : 2 * flops;
   passes.push_back({bench.name, {bench.name, [forward] { forward(); }}, n.tokens(), flops, bytes});
   if (bench.differentiable) {
     const auto both = [prepared, weights = at::randn_like(forward())] {
       torch::autograd::grad({prepared.o()}, prepared.leaves, {weights});
     };
     const std::string name = bench.name + " both";
-    passes.push_back({name, {name, both}, n.tokens(), 3 * flops, both_bytes(bench, n)});
+    passes.push_back({name, {name, both}, n.tokens(), flops + backward, bytes + backward_bytes(bench, n)});
   }
   if (bench.state) passes.push_back(step_pass(bench, n));
 }

@@ -31,7 +31,8 @@ struct OperationSizes {
 };
 
 /// An operation with random inputs: forward, forward and backward, or a step of one token for each of some sessions, in
-/// place. The sessions are others in each call, of so many that no cache holds them.
+/// place. The sessions are others in each call, of a pool of 256 MiB or, of small states, of as many as 16384 calls
+/// step.
 struct OperationPass {
   std::string name;  // "delta_rule", "delta_rule both", "delta_rule step"
   Repeated call;
@@ -45,6 +46,9 @@ std::vector<std::string> operation_names();
 
 /// Why the operation has no passes of these sizes: "float32 only"; or empty.
 std::string operation_refusal(const std::string& name, const OperationSizes& sizes);
+
+constexpr const char* kOperationsNeedLess =
+    "a shorter --length, or less of --batch-size, --heads, --head-size or --sessions";
 
 /// The passes of the named operations; of all that have some when there are no names. The reference is called where
 /// --kernels says so. An unknown name, one without such passes, and sizes that need more than the machine's free memory

@@ -73,14 +73,13 @@ void print_kernels(const Json& rows) {
   }
 }
 
-/// Why passes were left out, which the length before tells would take so many seconds each.
-std::string left_out(bool prefill, double prefill_seconds, bool train, double train_seconds, double per_budget) {
-  std::string what;
-  if (!prefill) what = text("reading (over ", std::lround(prefill_seconds), " s a pass) and ");
-  if (!prefill && train) what.resize(what.size() - 5);
-  if (!train) what += text("training (over ", std::lround(train_seconds), " s a pass)");
-  const double most = std::max(prefill ? 0 : prefill_seconds, train ? 0 : train_seconds);
-  return text("left out: ", what, "; --seconds ", std::ceil(most / per_budget), " admits them all");
+/// Why passes were left out that would take so many seconds each, as the length before tells; 0: it was not.
+std::string left_out(double prefill_seconds, double train_seconds, double budgets) {
+  const auto one = [](const char* what, double seconds) { return text(what, formatted(" (%.2g s a pass)", seconds)); };
+  const std::string reading = prefill_seconds > 0 ? one("reading", prefill_seconds) : "",
+                    training = train_seconds > 0 ? one("training", train_seconds) : "";
+  return text("left out: ", reading, reading.empty() || training.empty() ? "" : " and ", training, "; --seconds ",
+              formatted("%.2g", std::max(prefill_seconds, train_seconds) / budgets), " admits it");
 }
 
 /// One plan at every length. A pass that the length before tells would take over five budgets is left out.
@@ -116,7 +115,8 @@ void measure_plan(const std::string& plan, const Options& options, const std::fu
     if (found.contains("note")) {
       row["note"] = found["note"];
     } else if (!cell.train || !cell.prefill) {
-      row["note"] = left_out(cell.prefill, prefill_per_token * tokens, cell.train, train_per_token * tokens, kBudgets);
+      const auto seconds = [&](bool is_in, double per_token) { return is_in ? 0 : per_token * tokens; };
+      row["note"] = left_out(seconds(cell.prefill, prefill_per_token), seconds(cell.train, train_per_token), kBudgets);
     }
     add(std::move(row));
   }

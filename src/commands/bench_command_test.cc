@@ -76,8 +76,9 @@ TEST_F(BenchCommand, SaysWhatItLeavesOut) {
   const ProgramResult result =
       bench({"s4(state_size=64)", "--lengths", "8,16777216", "--seconds", "0.01", "--hidden-size", "16"});
   ASSERT_EQ(result.code, 0) << result.err;
-  EXPECT_NE(result.out.find("  left out: reading (over "), std::string::npos) << result.out;
-  EXPECT_NE(result.out.find(" s a pass) and training (over "), std::string::npos) << result.out;
+  EXPECT_NE(result.out.find("  left out: reading ("), std::string::npos) << result.out;
+  EXPECT_NE(result.out.find(" s a pass) and training ("), std::string::npos) << result.out;
+  EXPECT_NE(result.out.find(" s a pass); --seconds "), std::string::npos) << result.out;
 }
 
 TEST_F(BenchCommand, ShowsOnATerminalWhatRuns) {
@@ -165,7 +166,10 @@ TEST_F(BenchCommand, MeasuresEveryOperationInBothTypes) {
     // Inputs and outputs of 8 channels; C is in the triangles of q k^T and its product.
     EXPECT_NEAR(per_token("swiglu", "gbytes"), 3 * 8 * size, 1e-9);
     EXPECT_NEAR(per_token("swiglu both", "gbytes"), (3 * 2 + 2) * 8 * size, 1e-9);
+    EXPECT_NEAR(per_token("rope both", "gbytes"), 4 * 8 * size, 1e-9);
     EXPECT_NEAR(per_token("add_rms_norm", "gbytes"), 8 * (2 * size + 2 * 4), 1e-9);
+    EXPECT_NEAR(per_token("add_rms_norm both", "gbytes"), 8 * (narrow ? 4 * 2 + 4 * 4 : 7 * 4), 1e-9);
+    EXPECT_NEAR(per_token("selective_scan", "gflops"), 8 * 8 * 16, 1e-9);
     EXPECT_NEAR(per_token("token_loss", "gflops"), 2 * 30 * 8, 1e-9);
     EXPECT_NEAR(per_token("ttt_linear", "gflops"), 2 * (6 * 16 + 2 * 6 * 4), 1e-9);
     EXPECT_NEAR(per_token("ttt_linear", "gbytes"), 2 * (4 * 4 * size + 4), 1e-9);
@@ -176,6 +180,35 @@ TEST_F(BenchCommand, MeasuresEveryOperationInBothTypes) {
   EXPECT_TRUE(refused(bench({"op", "rope", "--head-size", "5"}), {"bench op: rope: an even --head-size only"}));
   const ProgramResult plain = bench({"op", "--head-size", "5", "--heads", "2", "--length", "6", "--seconds", "0.001"});
   EXPECT_NE(plain.out.find("\nleft out: rope (an even --head-size only)\n"), std::string::npos) << plain.out;
+}
+
+TEST_F(BenchCommand, CountsWhatQuantisedAttentionMeets) {
+  constexpr int64_t kLength = 700, kBlock = 128, kWindow = 200, kCodes = 30, kHeadSize = 4;
+  const ProgramResult ran =
+      bench({"op", "vq_attention", "feature_attention", "--heads", "1", "--head-size", "4", "--length", "700",
+             "--window", "200", "--codes", "30", "--seconds", "0.001", "--json"});
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  std::map<std::string, double> flops;  // of all tokens
+  const Json result = Json::parse(ran.out);
+  for (const Json& row : result["operations"]) {
+    flops[row["operation"].get<std::string>()] =
+        row["gflops"].get<double>() * row["us_per_token"].get<double>() * 1e3 * kLength;
+  }
+  int64_t keys = 0, distances = 0, codes = 0;
+  for (int64_t t = 0; t < kLength; ++t) {
+    bool is_far = false;
+    for (int64_t s = 0; s <= t; ++s) {
+      const bool is_near = s >= t - t % kBlock - kWindow;
+      keys += is_near;
+      distances += t - s <= kWindow;
+      is_far = is_far || !is_near;
+    }
+    codes += is_far ? kCodes : 0;
+  }
+  const auto search = kLength * kCodes;
+  EXPECT_NEAR(flops["vq_attention"], 2.0 * kHeadSize * (search + 2 * keys + distances + 2 * codes), 1e-3);
+  EXPECT_NEAR(flops["vq_attention both"], 2.0 * kHeadSize * (search + 6 * keys + 3 * distances + 5 * codes), 1e-3);
+  EXPECT_NEAR(flops["feature_attention both"] / flops["feature_attention"], 20.0 / 8, 1e-9);
 }
 
 TEST_F(BenchCommand, OperationsThatCannotFitAreRefusedAtOnce) {

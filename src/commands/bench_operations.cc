@@ -83,8 +83,8 @@ std::string left_out(const OperationSizes& sizes) {
 int run_bench_operations(const std::vector<std::string>& args) {
   CLI::App app(
       "time, work and traffic of fused operations, forward, both ways and one step of many sessions in place, beside "
-      "what this machine can do at most. Work is what the best known algorithm needs. What reads more than it writes "
-      "can exceed 100 % of a copy",
+      "what this machine can do at most. Work is what the best known algorithm needs. A copy is one of tensors larger "
+      "than the caches: what caches hold, and what reads more than it writes, exceeds it",
       "bench op");
   std::vector<std::string> names;
   OperationSizes sizes;
@@ -141,7 +141,7 @@ int run_bench_operations(const std::vector<std::string>& args) {
   }
   std::cout << "B " << sizes.B << " H " << sizes.H << " K " << sizes.K << " T " << sizes.T << " C " << sizes.C << ", "
             << precision << "; medians; both: forward and backward; step: one token of "
-            << counted(sizes.sessions, "session") << ", of so many that no cache holds their states\n"
+            << counted(sizes.sessions, "session") << ", others in each call\n"
             << in_words(ceilings) << "\n";
   print_operations(rows);
   if (const std::string without = left_out(sizes); names.empty() && !without.empty()) std::cout << without << "\n";
@@ -174,7 +174,7 @@ int run_bench_machine(const std::vector<std::string>& args) {
 const CommandSpec bench_op_spec = {.name = "bench op",
                                    .help = "fused operations by themselves",
                                    .run = run_bench_operations,
-                                   .less_memory = "a shorter --length, or less of --batch-size, --heads or --sessions"};
+                                   .less_memory = kOperationsNeedLess};
 const CommandSpec bench_machine_spec = {.name = "bench machine",
                                         .help = "what this machine can do at most",
                                         .run = run_bench_machine,
