@@ -176,6 +176,7 @@ class LanguageModel(Module):
         return ([begin] if begin is not None and session.tokens == 0 else []) + self._model.encode(text)
 
     def _session(self, state: Optional[State]) -> _C.Session:
+        self._check_type("model")
         before = self._own(state) if state is not None else self.initial_state()
         logits = before.logits
         if len(before._recent) != 1:

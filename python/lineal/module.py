@@ -62,12 +62,14 @@ class Module(Part):
 
     def _check_type(self, name: str) -> Optional[torch.dtype]:
         """The type of its parameters, None without any."""
-        dtype = next((parameter.dtype for parameter in self.parameters()), None)
-        if dtype not in (None, torch.float32, torch.float64):
-            raise _C.Error(
-                f"{name}: its parameters are {dtype}, expected torch.float32 or torch.float64; "
-                "under torch.autocast float32 parameters compute in torch.bfloat16"
-            )
+        dtype = None
+        for parameter in self.parameters():
+            dtype = parameter.dtype
+            if dtype not in (torch.float32, torch.float64):
+                raise _C.Error(
+                    f"{name}: its parameters are {dtype}, expected torch.float32 or torch.float64; "
+                    "under torch.autocast float32 parameters compute in torch.bfloat16"
+                )
         return dtype
 
     def train(self, mode: bool = True) -> Module:

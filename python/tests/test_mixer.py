@@ -197,7 +197,7 @@ class MixerTest(unittest.TestCase):
             ("delta_net: its parameters are torch.bfloat16, expected torch.float32 or torch.float64; under torch.autocast",
              lambda: layer("delta_net").bfloat16()(torch.ones(1, 2, 8).bfloat16())),
             ("its parameters are torch.float16", lambda: layer("delta_net").half().initial_state()),
-            ("no second derivative; models and layers have one.*lineal.kernels\(\"reference\"\)",
+            (r"no second derivative; models and layers have one.*lineal.kernels\(\"reference\"\)",
              lambda: self.twice(made)),
             ("the gradients are a batch of them", lambda: torch.autograd.functional.jacobian(
                 made, torch.ones(1, 2, 8), vectorize=True)),

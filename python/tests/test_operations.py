@@ -166,10 +166,10 @@ class OperationsTest(unittest.TestCase):
         self.refused("rope", "place has 9, expected 0 to 8", place=number(9))
         self.refused("rope", "place has -1", place=number(-1))
         self.refused("rope", "even", x=narrower, c=narrower, s=narrower)
-        self.refused("token_loss", "head is \[0, 6\], expected no size to be 0", head=lambda x: x.detach()[:0])
+        self.refused("token_loss", r"head is \[0, 6\], expected no size to be 0", head=lambda x: x.detach()[:0])
         for name in ("rms_norm", "add_rms_norm"):
             empty = {key: lambda x: x.detach()[:0] for key in self.given(name) if key != "weight"}
-            self.refused(name, "x is \[0, 5, 6\], expected no size to be 0", **empty)
+            self.refused(name, r"x is \[0, 5, 6\], expected no size to be 0", **empty)
         self.refused("vq_attention", "block 0", block=lambda x: 0)
         self.refused("vq_attention", "distance", r=lambda x: x.detach()[:0])
         self.refused("vq_attention", "position has -1", position=number(-1))
@@ -185,9 +185,10 @@ class OperationsTest(unittest.TestCase):
         self.refused("wkv", "one device", v=lambda x: x.to("meta"))
         self.refused("token_loss", "targets has 11, expected 0 to 10", targets=number(11))
         self.refused("token_loss", "targets has -100, expected 0 to 10", targets=number(-100))
+        self.refused("token_loss", "hidden is Long, expected floats", hidden=lambda x: x.detach().long())
         self.refused("token_loss", "targets is Int", targets=lambda x: x.int())
         for name in ("rms_norm", "add_rms_norm"):
-            self.refused(name, "x is .* and weight \[5\]", weight=narrower)
+            self.refused(name, r"x is .* and weight \[5\]", weight=narrower)
             self.refused(name, "eps is -1e-06, expected at least 0", eps=lambda x: -1e-6)
             self.refused(name, "eps is nan", eps=lambda x: float("nan"))
             self.call(name, {"eps": lambda x: 0.0})
@@ -208,7 +209,7 @@ class OperationsTest(unittest.TestCase):
                     out[0].sum().backward()
                 if len(narrow) > 1:
                     for key in narrow:
-                        self.refused(name, f"expected \w+ as {narrow[0]} is", **{key: to(torch.bfloat16)})
+                        self.refused(name, rf"expected \w+ as {narrow[0]} is", **{key: to(torch.bfloat16)})
             for key, x in self.given(name).items():
                 first = x[0] if isinstance(x, list) else x
                 if not isinstance(first, torch.Tensor) or not first.is_floating_point() or key in anything:
@@ -222,12 +223,12 @@ class OperationsTest(unittest.TestCase):
                 for dtype in (torch.bfloat16, torch.double):
                     self.call(name, {key: to(dtype) for key in anything})
         self.refused("swiglu", "gate is Long .*, expected Float or BFloat16", gate=torch.Tensor.long)
-        self.refused("nearest_code", "no kernel for k Long \[2, 7, 3, 4\] on cpu, codebook", k=torch.Tensor.long)
+        self.refused("nearest_code", r"no kernel for k Long \[2, 7, 3, 4\] on cpu, codebook", k=torch.Tensor.long)
 
     def test_without_kernels_that_is_what_it_says(self):
         try:
             lineal.kernels("reference")
-            self.refused("rope", "kernels are off.*lineal.kernels\(\"auto\"\)")
+            self.refused("rope", r"kernels are off.*lineal.kernels\(\"auto\"\)")
         finally:
             lineal.kernels("auto")
 
@@ -286,9 +287,13 @@ except lineal.Error as error:
         for order in ([load, use], [use, load]):
             with self.subTest(order):
                 done = subprocess.run([sys.executable, "-c", "\n".join(["import torch", *order, script])],
-                                      capture_output=True, text=True)
-                self.assertEqual(done.returncode, 0, done.stderr)
+                                      capture_output=True, text=True, env=os.environ | {"LD_DEBUG": "bindings"})
+                self.assertEqual(done.returncode, 0, done.stderr[-2000:])
                 self.assertIn("swiglu: up is Double", done.stdout)
+                bound = {frozenset(re.findall(r"/(_C|liblineal_ops)[.\w-]*\.so", line))
+                         for line in done.stderr.split("\n") if "binding file" in line}
+                self.assertIn({"_C"}, bound)
+                self.assertNotIn({"_C", "liblineal_ops"}, bound)  # kernels of one that call the other's
 
     @unittest.skipUnless(sys.platform == "linux", "elsewhere no memory waits")
     def test_memory_of_results_waits_until_the_cache_is_emptied(self):

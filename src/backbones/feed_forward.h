@@ -14,7 +14,7 @@
 
 namespace lineal {
 
-/// silu(gate) * up, both [..., F]: `kernels::swiglu` beside its definition.
+/// silu(gate) * up, both [..., F]: `kernels::swiglu`, or its reference.
 Tensor swiglu(const Tensor& gate, const Tensor& up);
 
 class FeedForward : public torch::nn::Module {

@@ -183,7 +183,7 @@ struct FeatureAttentionOutput {
 /// Over t's document up to t; over all of it that is in the call, and what the state has read, without rows.
 extern const Operation<FeatureAttentionOutput, FeatureAttentionInput> feature_attention, feature_attention_in_documents;
 /// The maps that they have kernels for.
-std::vector<std::string> feature_maps();
+const std::vector<std::string>& feature_maps();
 
 /// What a selective scan reads, with what stands around it: h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t and
 /// y_t = (C_t . h_t + D u_t) silu(z_t), where dt_t = delta_t + bias, or with softplus softplus(delta_t + bias).

@@ -298,9 +298,12 @@ std::optional<FeatureAttentionOutput> fused_features(const FeatureAttentionInput
 
 }  // namespace
 
-std::vector<std::string> feature_maps() {
-  std::vector<std::string> names;
-  for (const auto& [name, map] : maps()) names.push_back(name);
+const std::vector<std::string>& feature_maps() {
+  static const std::vector<std::string> names = [] {
+    std::vector<std::string> all;
+    for (const auto& [name, map] : maps()) all.push_back(name);
+    return all;
+  }();
   return names;
 }
 

@@ -67,6 +67,9 @@ std::optional<Tensor> fused(const TokenLossInput& in) {
   dims.check(in.head, "ND", "head");
   dims.check(in.targets, "R", "targets");
   dims.check(in.weights, "R", "weights");
+  for (const auto& [x, name] : {std::pair{in.hidden, "hidden"}, {in.head, "head"}, {in.weights, "weights"}}) {
+    if (!x.is_floating_point()) fail("token_loss: ", name, " is ", c10::toString(x.scalar_type()), ", expected floats");
+  }
   if (in.hidden.numel() == 0 || in.head.numel() == 0) return {};
   if (in.targets.is_cpu()) check_range("token_loss", in.targets, dims['N'] - 1, "targets");
   const bool differentiable = at::GradMode::is_enabled() && (in.hidden.requires_grad() || in.head.requires_grad());

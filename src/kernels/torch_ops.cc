@@ -74,7 +74,7 @@ std::tuple<Tensor, Tensor, Optional> features(const Tensor& q, const Tensor& k, 
                                               const Tensor& projection, const Tensor& S, const Tensor& fresh,
                                               const Optional& peak, const Optional& starts, std::string_view map,
                                               double scale, double epsilon) {
-  const std::vector<std::string> known = feature_maps();
+  const std::vector<std::string>& known = feature_maps();
   if (std::find(known.begin(), known.end(), map) == known.end()) fail_unknown(operation.name, "map", map, known);
   FeatureAttentionOutput out = run(operation, {.q = q,
                                                .k = k,
@@ -189,22 +189,27 @@ TORCH_LIBRARY_FRAGMENT(lineal, library) {
       "Tensor q, Tensor k, Tensor v, Tensor eta, Tensor scale, Tensor[] initial, Tensor[] W, Tensor[] D, "
       "Tensor position, *, Tensor? gamma=None, Tensor? beta=None, Tensor? starts=None, bool residual=True";
   const Signature ttt_signature = {
-      {"q", "k", "v", "eta", "scale", "initial", "W", "D", "gamma", "beta"}, {"q", "W", "D"}, {"q", "k", "v"}};
+      .differentiable = {"q", "k", "v", "eta", "scale", "initial", "W", "D", "gamma", "beta"},
+      .like = {"q", "W", "D"},
+      .narrow = {"q", "k", "v"}};
   const std::string ttt_results = "(Tensor o, Tensor[] W_after, Tensor[] D_after)";
   add<ttt<ttt_linear>>(library, "ttt_linear", of_ttt, ttt_results, ttt_signature);
   add<ttt<ttt_mlp>>(library, "ttt_mlp", of_ttt, ttt_results, ttt_signature);
 
-  add<linear_attention_op>(library, "linear_attention",
-                           "Tensor q, Tensor k, Tensor v, Tensor S, *, Tensor? g=None, Tensor? starts=None",
-                           "(Tensor o, Tensor S_after)", {{"q", "k", "v", "S", "g"}, {"v", "S"}, {"q", "k", "v"}});
-  add<delta_rule_op>(library, "delta_rule",
-                     "Tensor q, Tensor k, Tensor v, Tensor beta, Tensor S, *, Tensor? g=None, Tensor? starts=None",
-                     "(Tensor o, Tensor S_after)", {{"q", "k", "v", "beta", "S", "g"}, {"v", "S"}, {"q", "k", "v"}});
+  add<linear_attention_op>(
+      library, "linear_attention", "Tensor q, Tensor k, Tensor v, Tensor S, *, Tensor? g=None, Tensor? starts=None",
+      "(Tensor o, Tensor S_after)",
+      {.differentiable = {"q", "k", "v", "S", "g"}, .like = {"v", "S"}, .narrow = {"q", "k", "v"}});
+  add<delta_rule_op>(
+      library, "delta_rule",
+      "Tensor q, Tensor k, Tensor v, Tensor beta, Tensor S, *, Tensor? g=None, Tensor? starts=None",
+      "(Tensor o, Tensor S_after)",
+      {.differentiable = {"q", "k", "v", "beta", "S", "g"}, .like = {"v", "S"}, .narrow = {"q", "k", "v"}});
 
   const std::string of_features =
       "Tensor q, Tensor k, Tensor v, Tensor projection, Tensor S, Tensor fresh, *, Tensor? peak=None, "
       "Tensor? starts=None, str map='positive', float scale=1.0, float epsilon=1e-6";
-  const Signature features_signature = {{"q", "k", "v", "S", "peak"}, {"v", "S", "peak"}};
+  const Signature features_signature = {.differentiable = {"q", "k", "v", "S", "peak"}, .like = {"v", "S", "peak"}};
   const std::string features_results = "(Tensor o, Tensor S_after, Tensor? peak_after)";
   add<features<feature_attention>>(library, "feature_attention", of_features, features_results, features_signature);
   add<features<feature_attention_in_documents>>(library, "feature_attention_in_documents", of_features,
@@ -215,15 +220,18 @@ TORCH_LIBRARY_FRAGMENT(lineal, library) {
       "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor h, *, Tensor? D=None, Tensor? z=None, "
       "Tensor? bias=None, Tensor? starts=None, bool softplus=False",
       "(Tensor y, Tensor h_after)",
-      {{"u", "delta", "A", "B", "C", "h", "D", "z", "bias"}, {"u", "h"}, {"u", "delta", "B", "C", "z"}});
+      {.differentiable = {"u", "delta", "A", "B", "C", "h", "D", "z", "bias"},
+       .like = {"u", "h"},
+       .narrow = {"u", "delta", "B", "C", "z"}});
   add<short_conv_op>(library, "short_conv",
                      "Tensor x, Tensor weight, Tensor bias, Tensor window, *, Tensor? starts=None, bool silu=False",
-                     "(Tensor y, Tensor window_after)", {{"x", "weight", "bias", "window"}, {"x", "window"}, {"x"}});
+                     "(Tensor y, Tensor window_after)",
+                     {.differentiable = {"x", "weight", "bias", "window"}, .like = {"x", "window"}, .narrow = {"x"}});
 
   add<wkv_op>(library, "wkv",
               "Tensor k, Tensor v, Tensor w, Tensor u, Tensor a, Tensor b, Tensor p, *, Tensor? starts=None",
               "(Tensor y, Tensor a_after, Tensor b_after, Tensor p_after)",
-              {{"k", "v", "w", "u", "a", "b", "p"}, {"k", "a", "b", "p"}});
+              {.differentiable = {"k", "v", "w", "u", "a", "b", "p"}, .like = {"k", "a", "b", "p"}});
   add<nearest_code_op>(library, "nearest_code", "Tensor k, Tensor codebook", "Tensor", {},
                        torch::CppFunction(nearest_code_meta));
   add<vq_attention_op>(
@@ -232,16 +240,19 @@ TORCH_LIBRARY_FRAGMENT(lineal, library) {
       "Tensor past_k, Tensor past_v, Tensor past_code, *, Tensor? count=None, Tensor? mean=None, Tensor? starts=None",
       "(Tensor o, Tensor past_k_after, Tensor past_v_after, Tensor past_code_after, Tensor? count_after, "
       "Tensor? mean_after)",
-      {{"q", "p", "k", "v", "r", "past_k", "past_v", "mean"}, {"v", "past_k", "past_v", "past_code", "count", "mean"}});
+      {.differentiable = {"q", "p", "k", "v", "r", "past_k", "past_v", "mean"},
+       .like = {"v", "past_k", "past_v", "past_code", "count", "mean"}});
 
   add<rms_norm_op>(library, "rms_norm", "Tensor x, Tensor weight, float eps=1e-6, bool narrow=False", "Tensor",
-                   {{"x", "weight"}, {}}, torch::CppFunction(rms_norm_meta));
-  add<add_rms_norm_op>(
-      library, "add_rms_norm", "Tensor x, Tensor added, Tensor weight, float eps=1e-6, bool narrow=False",
-      "(Tensor y, Tensor sum)", {{"x", "added", "weight"}, {}, {"added"}}, torch::CppFunction(add_rms_norm_meta));
+                   {.differentiable = {"x", "weight"}}, torch::CppFunction(rms_norm_meta));
+  add<add_rms_norm_op>(library, "add_rms_norm",
+                       "Tensor x, Tensor added, Tensor weight, float eps=1e-6, bool narrow=False",
+                       "(Tensor y, Tensor sum)", {.differentiable = {"x", "added", "weight"}, .narrow = {"added"}},
+                       torch::CppFunction(add_rms_norm_meta));
   add<rope_op>(library, "rope", "Tensor x, Tensor c, Tensor s, Tensor place, *, bool interleaved=False", "Tensor",
-               {{"x"}, {"x"}, {"x"}});
-  add<swiglu_op>(library, "swiglu", "Tensor gate, Tensor up", "Tensor", {{"gate", "up"}, {"gate"}, {"gate", "up"}});
+               {.differentiable = {"x"}, .like = {"x"}, .narrow = {"x"}});
+  add<swiglu_op>(library, "swiglu", "Tensor gate, Tensor up", "Tensor",
+                 {.differentiable = {"gate", "up"}, .like = {"gate"}, .narrow = {"gate", "up"}});
   add<token_loss_op>(library, "token_loss", "Tensor hidden, Tensor head, Tensor targets, Tensor weights", "Tensor",
                      {.differentiable = {"hidden", "head"}, .any_type = true}, torch::CppFunction(token_loss_meta));
 }

@@ -9,7 +9,7 @@ namespace lineal {
 
 /// x [..., D], weight [D] -> [..., D], in bfloat16 if `narrow`.
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps, bool narrow = false);
-/// `kernels::rms_norm` beside its definition.
+/// `kernels::rms_norm`, or its reference.
 kernels::NormOutput rms_norm(const kernels::NormInput& in);
 
 /// Under bfloat16 autocast the norm is rounded to bfloat16, as it would be on its way into a matrix product.

@@ -5,7 +5,7 @@
 
 namespace lineal {
 
-/// `kernels::wkv` beside its definition.
+/// `kernels::wkv`, or its reference.
 kernels::WkvOutput wkv(const kernels::WkvInput& in);
 
 }  // namespace lineal

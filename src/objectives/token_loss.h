@@ -6,7 +6,7 @@
 
 namespace lineal {
 
-/// `kernels::token_loss` beside its definition.
+/// `kernels::token_loss`, or its reference.
 Tensor token_loss(const kernels::TokenLossInput& in);
 
 /// One player, the whole model:
