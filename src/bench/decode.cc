@@ -71,17 +71,19 @@ double median(std::vector<double> values) {
 
 }  // namespace
 
-Json measure_decoding(const LanguageModelConfig& config, int64_t sessions, double seconds) {
+Json measure_decoding(const LanguageModelConfig& config, int64_t sessions, int64_t read, double seconds) {
   constexpr int64_t kWarm = 5;
   at::manual_seed(0);
   LanguageModel model(config);
   const at::NoGradGuard no_grad;
   State pool = model.initial_state(sessions);
+  if (read > 0) model.hidden(at::randint(config.vocab_size, {sessions, read}, at::kLong), pool);
   std::vector<int64_t> all(static_cast<size_t>(sessions));
   std::iota(all.begin(), all.end(), 0);
   const Rows rows(all, sessions);
   const Tensor tokens = at::randint(config.vocab_size, {sessions}, at::kLong);
-  const auto step = [&] { model.step(tokens, pool, rows); };
+  int64_t context = read;
+  const auto step = [&] { model.step(tokens, pool, rows), ++context; };
   for (int64_t i = 0; i < kWarm; ++i) step();
   const State before = pool.clone();
   model.step((tokens + 1).remainder(config.vocab_size), pool, rows);  // other tokens: a window of equal ones would stay
@@ -102,6 +104,7 @@ Json measure_decoding(const LanguageModelConfig& config, int64_t sessions, doubl
           {"products", median(products)},
           {"kernels", median(inside)},
           {"state_bytes", pool.bytes()},
+          {"context", context + 1},
           {"state_traffic", traffic},
           {"ran", kernels::summary()}};
 }

@@ -36,11 +36,9 @@ Machine machine(const std::vector<RunTime>& times) {
 }
 
 Json to_json(const Machine& machine) {
-  return {{"threads", at::get_num_threads()},
-          {"sgemm_gflops", machine.sgemm / 1e9},
-          {"bf16_gemm_gflops", machine.bf16_gemm / 1e9},
-          {"tiles_gflops", machine.tiles / 1e9},
-          {"copy_gbytes", machine.copy / 1e9}};
+  return {{"threads", at::get_num_threads()},    {"instructions", kernels::cpu_instructions()},
+          {"sgemm_gflops", machine.sgemm / 1e9}, {"bf16_gemm_gflops", machine.bf16_gemm / 1e9},
+          {"tiles_gflops", machine.tiles / 1e9}, {"copy_gbytes", machine.copy / 1e9}};
 }
 
 }  // namespace lineal

@@ -16,7 +16,7 @@ struct Machine {
 std::vector<Repeated> machine_computations();
 Machine machine(const std::vector<RunTime>& times);
 
-/// {"threads", "sgemm_gflops", "bf16_gemm_gflops", "tiles_gflops", "copy_gbytes"}; per second, in 1e9.
+/// {"threads", "instructions", "sgemm_gflops", "bf16_gemm_gflops", "tiles_gflops", "copy_gbytes"}; per second, in 1e9.
 Json to_json(const Machine& machine);
 
 }  // namespace lineal

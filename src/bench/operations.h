@@ -48,7 +48,7 @@ std::vector<std::string> operation_names();
 std::string operation_refusal(const std::string& name, const OperationSizes& sizes);
 
 constexpr const char* kOperationsNeedLess =
-    "a shorter --length, or less of --batch-size, --heads, --head-size or --sessions";
+    "a shorter --length, or less of --batch-size, --heads, --head-size, --sessions, --vocab-size, --window or --read";
 
 /// The passes of the named operations; of all that have some when there are no names. The reference is called where
 /// --kernels says so. An unknown name, one without such passes, and sizes that need more than the machine's free memory

@@ -95,7 +95,11 @@ void measure_plan(const std::string& plan, const Options& options, const std::fu
     cell.prefill = prefill_per_token * tokens <= most;
     cell.train = train_per_token * tokens <= most;
     const Json found = cell.prefill || cell.train ? in_child([&] { return measure(cell); }) : Json::object();
-    Json row = {{"mixer", plan}, {"length", T}};
+    Json row = {{"mixer", plan},
+                {"length", T},
+                {"hidden_size", options.D},
+                {"batch_size", options.B},
+                {"threads", at::get_num_threads()}};
     const auto per_second = [&](const char* key, const char* name, double count) {
       if (found.contains(key)) row[name] = count / found[key].get<double>();
     };
@@ -154,7 +158,7 @@ int run_bench(const std::vector<std::string>& args) {
   app.add_option("--hidden-size", options.D, "width")->check(CLI::Range(1, 1 << 20))->capture_default_str();
   app.add_option("--batch-size", options.B, "sequences")->check(CLI::Range(1, 1 << 20))->capture_default_str();
   app.add_option("--seconds", options.budget, "time for each measurement")
-      ->check(CLI::Range(0.01, 3600.0))
+      ->check(within(0.01, 3600))
       ->capture_default_str();
   app.add_flag("--json", options.json, "for scripts");
   add_compute(app);

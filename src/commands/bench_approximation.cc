@@ -97,11 +97,11 @@ int run_bench_approximation(const std::vector<std::string>& args) {
   app.add_option("--feature-map", maps, "of the softmax kernel")->delimiter(',')->capture_default_str();
   app.add_option("--projection", projections, "how its rows are drawn")->delimiter(',')->capture_default_str();
   app.add_option("--deviation", sizes.deviation, "of the entries of queries and keys; scores are divided by K^(1/2)")
-      ->check(CLI::Range(0.0, 1e3))
+      ->check(within(0, 1000))
       ->capture_default_str();
   app.add_option("--offset", sizes.offset,
                  "moves queries and keys apart: divides the kernel's values by about exp(offset^2)")
-      ->check(CLI::Range(0.0, 1e3))
+      ->check(within(0, 1000))
       ->capture_default_str();
   app.add_option("-s,--seed", sizes.seed, "of all that is random")->capture_default_str();
   app.add_flag("--json", json, "for scripts");

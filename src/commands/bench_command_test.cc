@@ -113,7 +113,7 @@ TEST_F(BenchCommand, MeasuresOperationsBesideTheMachine) {
                 "40", "--batch-size",     "2",          "--seconds", "0.01"};
   const ProgramResult plain = bench(args);
   ASSERT_EQ(plain.code, 0) << plain.err;
-  EXPECT_EQ(plain.out.find("B 2 H 3 K 8 T 40 C 16, float32;"), 0u) << plain.out;
+  EXPECT_EQ(plain.out.find("B 2 H 3 K 8 T 40, float32;"), 0u) << plain.out;
   EXPECT_NE(plain.out.find("\n1 thread, instructions "), std::string::npos) << plain.out;
   EXPECT_NE(plain.out.find("\nkernels: linear_attention fused on "), std::string::npos) << plain.out;
   args.push_back("--json");
@@ -137,6 +137,7 @@ TEST_F(BenchCommand, MeasuresOperationsBesideTheMachine) {
     EXPECT_NEAR(value(row, "of_copy") * value(result["machine"], "copy_gbytes"), value(row, "gbytes"), 1e-9);
   }
   const Json machine = Json::parse(bench({"machine", "--seconds", "0.01", "--json"}).out);
+  EXPECT_EQ(machine["instructions"], result["machine"]["instructions"]);
   for (const char* key : {"sgemm_gflops", "bf16_gemm_gflops", "tiles_gflops", "copy_gbytes"}) {
     EXPECT_GT(value(machine, key), 0) << key;
   }
@@ -256,6 +257,10 @@ TEST_F(BenchCommand, MistakesEndInOneLine) {
   EXPECT_TRUE(refused(bench({"attention", "--hidden-size", "30"}),
                       {"attention: num_attention_heads is 4", "divisor of hidden_size 30"}));
   EXPECT_TRUE(refused(bench({"op", "--head-size", "abc"}), {"bench op: --head-size is abc, expected 1 to 16777216"}));
+  for (const char* part : {"op", "machine", "decode"}) {
+    EXPECT_TRUE(refused(bench({part, "--seconds", "nan"}), {"--seconds is nan, expected 0.001 to 3600"})) << part;
+  }
+  EXPECT_TRUE(refused(bench({"decode", "--layers", "linformer"}), {"bench decode: mixer linformer looks ahead"}));
   EXPECT_TRUE(refused(bench({"ops"}), {"bench: unknown mixer or part 'ops'", "did you mean 'op'"}));
   EXPECT_TRUE(refused(bench({"atention"}), {"unknown mixer 'atention'", "did you mean 'attention'"}));
   EXPECT_TRUE(refused(bench({"attention", "--batch", "3"}), {"unknown flag '--batch'"}));
@@ -284,6 +289,7 @@ TEST_F(BenchCommand, MeasuresAModelsStep) {
   const Json result = Json::parse(bench(args).out);
   EXPECT_EQ(result["tokens"], 3 * 17);
   EXPECT_EQ(result["seconds"].size(), 4u);
+  EXPECT_EQ(result["sizes"]["context"], 17);
   ASSERT_EQ(result["seconds_forward"].size(), 4u);
   for (const Json& seconds : result["seconds_forward"]) EXPECT_GT(seconds.get<double>(), 0);
   EXPECT_EQ(result["parameters"], 256 * 12 + 2 * (2 * 12 * 12 + 12) + 12);
@@ -347,7 +353,8 @@ TEST_F(BenchCommand, MeasuresAConvertedModelsBlocks) {
 TEST_F(BenchCommand, MeasuresDecodingManySessions) {
   Names args = {"decode",        "--layers",  "delta_net(num_attention_heads=3)*2",
                 "--hidden-size", "24",        "--sessions",
-                "1,5",           "--seconds", "0.05"};
+                "1,5",           "--seconds", "0.05",
+                "--read",        "7"};
   const ProgramResult plain = bench(args);
   ASSERT_EQ(plain.code, 0) << plain.err;
   EXPECT_NE(plain.out.find("delta_net(num_attention_heads=3)*2, width 24, 1 thread, "), std::string::npos) << plain.out;
@@ -360,12 +367,15 @@ TEST_F(BenchCommand, MeasuresDecodingManySessions) {
     const double sessions = value("sessions"), second = 1e6 / value("us_per_step");  // in steps
     // Two layers of S, three windows of three tokens, and a position, all of which a step reads and writes.
     EXPECT_EQ(value("state_bytes"), sessions * 2 * (4 * (3 * 8 * 8 + 3 * 3 * 24) + 8));
+    EXPECT_GT(value("context"), 7 + 6);
     EXPECT_NEAR(value("state_gbytes") * 1e9, 2 * value("state_bytes") * second, 1e-6 * value("state_gbytes") * 1e9);
     EXPECT_NEAR(value("of_copy") * result["copy_gbytes"].get<double>(), value("state_gbytes"), 1e-9);
     EXPECT_NEAR(value("tokens_per_s"), sessions * second, 1e-6 * sessions * second);
     for (const char* key : {"in_products", "in_kernels", "outside"}) EXPECT_GT(value(key), 0) << key;
     EXPECT_NEAR(value("in_products") + value("in_kernels") + value("outside"), 1, 1e-9);
   }
+  EXPECT_EQ(result["sizes"]["read"], 7);
+  EXPECT_EQ(result["threads"], 1);
   EXPECT_TRUE(refused(bench({"decode", "--session", "3"}), {"bench decode: ", "did you mean '--sessions'"}));
 }
 

@@ -24,22 +24,28 @@ int run_bench_model(const std::vector<std::string>& args) {
   app.add_option("--steps", steps, "timed steps")->check(CLI::Range(1, 1 << 20))->capture_default_str();
   app.add_flag("--json", json, "for scripts");
   add_compute(app);
-  add_fields(app, model, "bench model", {"objective"});
-  const std::vector<std::string> of_a_run = {"steps",      "schedule",     "warmup",    "decay",      "lr",
-                                             "min_lr",     "validation",   "log_every", "eval_every", "save_every",
-                                             "keep",       "eval_batches", "test",      "pack",       "mask_fraction",
-                                             "mask_share", "random_share"};
+  add_fields(app, model, "bench model", {"objective", "tokenizer"});
+  const std::vector<std::string> of_a_run = {"steps",      "schedule",     "warmup",     "decay",      "lr",
+                                             "min_lr",     "validation",   "log_every",  "eval_every", "save_every",
+                                             "keep",       "eval_batches", "test",       "pack",       "mask_fraction",
+                                             "mask_share", "random_share", "match_steps"};
   add_fields(app, train, "bench model", of_a_run);
   if (!parse(app, args)) return 0;
   model.layers = parse_plan(layers);
   model.validate("bench model");
   train.steps = steps + 1;
   train.validate("bench model");
-  const Json result = in_child([&] { return measure_training(model, train, steps); });
+  Json result = in_child([&] { return measure_training(model, train, steps); });
   if (result.contains("note")) {
     fail("bench model: ", result["note"].get<std::string>(), "; needs less: ", bench_model_spec.less_memory);
   }
   if (json) {
+    result["sizes"] = {{"layers", layers},
+                       {"hidden_size", model.hidden_size},
+                       {"batch_size", train.batch_size},
+                       {"context", train.context},
+                       {"precision", train.precision}};
+    result["threads"] = at::get_num_threads();
     std::cout << result.dump() << "\n";
     return 0;
   }

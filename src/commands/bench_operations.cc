@@ -21,6 +21,23 @@ std::string in_words(const Machine& machine) {
               formatted("%.1f", machine.copy / 1e9), " GB/s");
 }
 
+/// The sizes that these operations have.
+std::string in_words(const OperationSizes& sizes, const std::vector<OperationPass>& passes) {
+  const auto has = [&](std::string_view name) {
+    return std::any_of(passes.begin(), passes.end(), [&](const auto& pass) { return pass.name.starts_with(name); });
+  };
+  std::string line = text("B ", sizes.B, " H ", sizes.H, " K ", sizes.K, " T ", sizes.T);
+  if (has("ttt")) line += text(" C ", sizes.C);
+  if (has("token_loss")) line += text(" N ", sizes.vocabulary);
+  if (has("nearest_code") || has("vq_attention")) line += text(" M ", sizes.codes);
+  if (has("vq_attention")) line += text(" window ", sizes.window, " read ", sizes.read);
+  line += text(", ", sizes.type == c10::kFloat ? "float32" : "bfloat16", "; medians; both: forward and backward");
+  const auto steps = [](const OperationPass& pass) { return pass.name.ends_with(" step"); };
+  if (std::any_of(passes.begin(), passes.end(), steps))
+    line += text("; step: one token of ", counted(sizes.sessions, "session"), ", others in each call");
+  return line + "\n";
+}
+
 constexpr NumberColumn kOperationColumns[] = {
     {"us/token", "us_per_token", "%.3f"},
     {"least", "us_per_token_least", "%.3f"},
@@ -57,9 +74,7 @@ void print_operations(const Json& rows) {
 }
 
 void add_seconds(CLI::App& app, double& seconds) {
-  app.add_option("--seconds", seconds, "time for each measurement")
-      ->check(CLI::Range(0.001, 3600.0))
-      ->capture_default_str();
+  app.add_option("--seconds", seconds, "time for each measurement")->check(within(0.001, 3600))->capture_default_str();
 }
 
 std::vector<RunTime> timed(const std::vector<Repeated>& computations, double seconds) {
@@ -119,6 +134,7 @@ int run_bench_operations(const std::vector<std::string>& args) {
   sizes.type = precision == "bfloat16" ? c10::kBFloat16 : c10::kFloat;
 
   const auto passes = operation_passes(names, sizes);
+  if (!json) std::cout << in_words(sizes, passes) << std::flush;
   std::vector<Repeated> computations = machine_computations();
   const size_t first = computations.size();
   for (const auto& pass : passes) computations.push_back(pass.call);
@@ -139,10 +155,7 @@ int run_bench_operations(const std::vector<std::string>& args) {
               << "\n";
     return 0;
   }
-  std::cout << "B " << sizes.B << " H " << sizes.H << " K " << sizes.K << " T " << sizes.T << " C " << sizes.C << ", "
-            << precision << "; medians; both: forward and backward; step: one token of "
-            << counted(sizes.sessions, "session") << ", others in each call\n"
-            << in_words(ceilings) << "\n";
+  std::cout << in_words(ceilings) << "\n";
   print_operations(rows);
   if (const std::string without = left_out(sizes); names.empty() && !without.empty()) std::cout << without << "\n";
   std::cout << "kernels: " << kernels::summary() << "\n";

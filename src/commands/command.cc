@@ -77,6 +77,16 @@ bool parse(CLI::App& app, const std::vector<std::string>& args) {
   return true;
 }
 
+CLI::Validator within(double least, double most) {
+  const std::string range = text("FLOAT in [", least, " - ", most, "]");
+  const auto check = [least, most](const std::string& value) {
+    double number = 0;
+    const bool is_in = CLI::detail::lexical_cast(value, number) && number >= least && number <= most;
+    return is_in ? std::string() : text("Value ", value, " not in range ", least, " to ", most);
+  };
+  return CLI::Validator(check, range);
+}
+
 void add_fields(CLI::App& app, Config& config, const std::string& who, const std::vector<std::string>& hidden) {
   for (Field& field : config.fields()) {
     if (std::find(hidden.begin(), hidden.end(), field.name) != hidden.end()) continue;

@@ -27,6 +27,9 @@ int run(const CommandSpec& command, const std::vector<std::string>& args);
 /// suggests the nearest.
 bool parse(CLI::App& app, const std::vector<std::string>& args);
 
+/// Of a flag: a number from `least` to `most`, which CLI11's own check takes "nan" for.
+CLI::Validator within(double least, double most);
+
 /// A flag for each field, --hidden-size for hidden_size; values are checked as everywhere. Fields in `hidden` are left
 /// out.
 void add_fields(CLI::App& app, Config& config, const std::string& who, const std::vector<std::string>& hidden = {});

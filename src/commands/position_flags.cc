@@ -10,7 +10,7 @@ void add_position(CLI::App& app, Extrapolation& how) {
                  "how attention layers read texts longer than those the model was trained on, without training: " +
                      known + "; + joins several");
   app.add_option("--factor", how.factor, "the longest text over the original length")
-      ->check(CLI::Range(1.0, 1e9))
+      ->check(within(1, 1e9))
       ->capture_default_str();
   app.add_option("--original-length", how.original_length, "tokens of the texts trained on; by default the model's own")
       ->check(count);

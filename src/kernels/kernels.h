@@ -104,8 +104,9 @@ inline std::vector<Tensor*> parts_of(std::vector<Tensor>& W, std::vector<Tensor>
   return parts;
 }
 
-/// What a TTT layer's inner loop reads; formulas and letters in mixers/ttt.h. Weights are W1, b1, ... in the order of
-/// the inner model, without b when it has none.
+/// What a TTT layer's inner loop reads; formulas and letters in mixers/ttt.h. Weights are in the order of the inner
+/// model, without b when it has none: W1 [H, K, K], b1 [H, 1, K] of ttt_linear; W1 [H, K, 4K], b1 [H, 1, 4K],
+/// W2 [H, 4K, K], b2 [H, 1, K] of ttt_mlp.
 struct TTTInput {
   Tensor q, k, v;               // [B, T, H, K], of one type; may be narrower than the rest
   Tensor eta;                   // [B, T, H]
